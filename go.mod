@@ -1,0 +1,3 @@
+module jwt-auth-api
+
+go 1.26.0
