@@ -1,0 +1,726 @@
+package main
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// A token is a JWS in the compact serialization (RFC 7515 7.1): header, payload and MAC, each in base64url, between
+// dots. This file has two layers and the JSON reader that both need. The lower layer takes bytes to bytes and knows no
+// claim; the upper one reads, checks and writes claims (RFC 7519). Neither knows of users or of HTTP.
+
+const (
+	// encodedHeader is {"alg":"HS256","typ":"JWT"}, with which every token that we sign begins. Most libraries write
+	// the very same bytes, so that one comparison spares nearly every token the reading of its header.
+	encodedHeader = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
+
+	// encodedMACLen is the length of 32 bytes in base64url without padding.
+	encodedMACLen = 43
+
+	// maxTokenLen, in bytes, bounds what is worth a hash. Our own tokens have about 350.
+	maxTokenLen = 4096
+)
+
+var (
+	errTokenTooLong = fmt.Errorf("token longer than %d bytes", maxTokenLen)
+	errSegments     = errors.New("token has not exactly three segments")
+	errSignature    = errors.New("signature does not hold")
+)
+
+// base64url is the encoding of segments (RFC 7515 2). Strict refuses stray bits in the last character.
+var base64url = base64.RawURLEncoding.Strict()
+
+// An hmacKey is a key for HS256 (RFC 7518 3.2). It is safe for concurrent use.
+type hmacKey struct {
+	pool sync.Pool // of *keyedMAC
+}
+
+// A keyedMAC is an HMAC that has absorbed its key, and the memory to work in. It is kept for reuse, since to key an
+// HMAC costs as much as to compute it over a token.
+type keyedMAC struct {
+	hash    hash.Hash
+	sum     [sha256.Size]byte
+	encoded [encodedMACLen]byte
+	token   []byte
+	segment []byte
+}
+
+// newHMACKey takes a secret of any length: whoever loads the secret refuses one under 32 bytes.
+func newHMACKey(secret []byte) *hmacKey {
+	secret = slices.Clone(secret)
+	k := new(hmacKey)
+	k.pool.New = func() any { return &keyedMAC{hash: hmac.New(sha256.New, secret)} }
+	return k
+}
+
+// mac returns the encoded MAC of the signing input. It is overwritten by the next call.
+func (m *keyedMAC) mac(input []byte) []byte {
+	m.hash.Reset()
+	m.hash.Write(input)
+	base64url.Encode(m.encoded[:], m.hash.Sum(m.sum[:0]))
+	return m.encoded[:]
+}
+
+// sign returns the token of a payload.
+func (k *hmacKey) sign(payload []byte) string {
+	m := k.pool.Get().(*keyedMAC)
+	defer k.pool.Put(m)
+	m.token = append(m.token[:0], encodedHeader+"."...)
+	m.token = base64url.AppendEncode(m.token, payload)
+	mac := m.mac(m.token)
+	m.token = append(m.token, '.')
+	m.token = append(m.token, mac...)
+	return string(m.token)
+}
+
+// open returns the payload of a token that this key signed.
+//
+// The MAC comes first: nothing is decoded, let alone parsed, until it holds. It is compared in its encoded form, with
+// the 43 characters that we would write: no other spelling of a signature is ever decoded.
+func (k *hmacKey) open(token string) (payload string, err error) {
+	if len(token) > maxTokenLen {
+		return "", errTokenTooLong
+	}
+	if strings.Count(token, ".") != 2 {
+		return "", errSegments
+	}
+	m := k.pool.Get().(*keyedMAC)
+	defer k.pool.Put(m)
+	m.token = append(m.token[:0], token...)
+	headerLen, signedLen := strings.IndexByte(token, '.'), strings.LastIndexByte(token, '.')
+	if !hmac.Equal(m.mac(m.token[:signedLen]), m.token[signedLen+1:]) {
+		return "", errSignature
+	}
+	if token[:headerLen] != encodedHeader {
+		if err := m.decode(m.token[:headerLen]); err != nil {
+			return "", fmt.Errorf("header: %w", err)
+		}
+		if err := checkHeader(string(m.segment)); err != nil {
+			return "", fmt.Errorf("header: %w", err)
+		}
+	}
+	if err := m.decode(m.token[headerLen+1 : signedLen]); err != nil {
+		return "", fmt.Errorf("payload: %w", err)
+	}
+	return string(m.segment), nil
+}
+
+// decode reads a segment into m.segment. Only the one spelling that encodes back to itself is taken: the package
+// base64 skips line breaks, even when it is strict.
+func (m *keyedMAC) decode(segment []byte) (err error) {
+	for _, c := range segment {
+		if c == '\n' || c == '\r' {
+			return errors.New("line break in base64url")
+		}
+	}
+	m.segment, err = base64url.AppendDecode(m.segment[:0], segment)
+	return err
+}
+
+// checkHeader reports what in a header other than our own stands against the token. The algorithm is pinned: the
+// header may confirm it, never choose it (RFC 8725 3.1). Parameters that we don't know are ignored (RFC 7515 4).
+func checkHeader(header string) error {
+	alg := ""
+	err := readObject(header, func(name string, v jsonValue) error {
+		switch name {
+		case "alg":
+			alg = v.text
+			if v.kind != jsonString {
+				return errors.New("alg: not a string")
+			}
+		case "typ":
+			// RFC 7519 5.1. Another type of token under the same key is not ours to take (RFC 8725 3.11).
+			if v.kind != jsonString || v.text != "JWT" {
+				return errors.New("typ: not JWT")
+			}
+		case "kid":
+			// RFC 7515 4.1.4: "its value MUST be a case-sensitive string". We have no use for it.
+			if v.kind != jsonString {
+				return errors.New("kid: not a string")
+			}
+		case "crit":
+			// RFC 7515 4.1.11: it names what the recipient must understand, and there is nothing that we do.
+			return errors.New("crit: no extension is understood")
+		case "b64":
+			// RFC 7797 3: with false the payload is not encoded.
+			if v.text != "true" || v.kind != jsonLiteral {
+				return errors.New("b64: only an encoded payload is understood")
+			}
+		}
+		return nil
+	})
+	if err == nil && alg != "HS256" {
+		return errors.New("alg: not HS256")
+	}
+	return err
+}
+
+// claims are what a token says (RFC 7519 4.1, and the two claims of our own). Times are in seconds since the epoch,
+// with a fraction where the token has one (NumericDate, RFC 7519 2).
+type claims struct {
+	subject   string   // sub: the user's id
+	scopes    []string // scopes
+	typ       string   // type: access or refresh
+	id        string   // jti
+	issuedAt  float64  // iat
+	notBefore float64  // nbf
+	expiry    float64  // exp
+	issuer    string   // iss
+
+	hasSubject, hasExpiry bool
+}
+
+// parseClaims reads a payload. An error names the claim that has the wrong type; what is missing, and what the values
+// mean, is for checkTime and checkParties.
+func parseClaims(payload string) (claims, error) {
+	var c claims
+	err := readObject(payload, c.set)
+	return c, err
+}
+
+// set takes one member of the claims set. RFC 7519 4: "all claims that are not understood [...] MUST be ignored".
+func (c *claims) set(name string, v jsonValue) (err error) {
+	switch name {
+	case "sub":
+		c.hasSubject = true
+		c.subject, err = v.str()
+	case "scopes":
+		c.scopes, err = v.strings()
+	case "type":
+		c.typ, err = v.str()
+	case "jti":
+		c.id, err = v.str()
+	case "iat":
+		c.issuedAt, err = v.number()
+	case "nbf":
+		c.notBefore, err = v.number()
+	case "exp":
+		c.hasExpiry = true
+		c.expiry, err = v.number()
+	case "iss":
+		c.issuer, err = v.str()
+	case "aud":
+		// RFC 7519 4.1.3: who does not find itself in the audience must reject the token, and we have no name.
+		err = errors.New("not for this audience")
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// checkTime reports whether the token holds at a time. A token that never ends is none of ours.
+func (c *claims) checkTime(now time.Time) error {
+	at := float64(now.UnixNano()) / 1e9
+	switch {
+	case !c.hasExpiry:
+		return errors.New("exp: missing")
+	case at >= c.expiry: // RFC 7519 4.1.4: "on or after which the JWT MUST NOT be accepted"
+		return errors.New("exp: token expired")
+	case at < c.notBefore: // RFC 7519 4.1.5
+		return errors.New("nbf: token not valid yet")
+	case at < c.issuedAt:
+		return errors.New("iat: token issued in the future")
+	}
+	return nil
+}
+
+// errTokenType is told apart, since /auth/refresh answers it in words of its own.
+var errTokenType = errors.New("type: another type of token")
+
+// checkParties reports whether the token is from this issuer, about somebody, and of the type asked for, in this order.
+func (c *claims) checkParties(issuer, typ string) error {
+	switch {
+	case c.issuer != issuer: // RFC 7519 4.1.1
+		return errors.New("iss: another issuer")
+	case !c.hasSubject: // RFC 7519 4.1.2
+		return errors.New("sub: missing")
+	case c.typ != typ:
+		return errTokenType
+	}
+	return nil
+}
+
+// appendJSON appends the claims in the order and spacing in which PyJWT writes them for the original service.
+func (c *claims) appendJSON(dst []byte) []byte {
+	dst = append(dst, `{"sub":`...)
+	dst = appendJSONString(dst, c.subject)
+	dst = append(dst, `,"scopes":[`...)
+	for i, scope := range c.scopes {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendJSONString(dst, scope)
+	}
+	dst = append(dst, `],"type":`...)
+	dst = appendJSONString(dst, c.typ)
+	dst = append(dst, `,"jti":`...)
+	dst = appendJSONString(dst, c.id)
+	dst = append(dst, `,"iat":`...)
+	dst = strconv.AppendInt(dst, int64(c.issuedAt), 10)
+	dst = append(dst, `,"exp":`...)
+	dst = strconv.AppendInt(dst, int64(c.expiry), 10)
+	dst = append(dst, `,"iss":`...)
+	dst = appendJSONString(dst, c.issuer)
+	return append(dst, '}')
+}
+
+// appendJSONString appends a JSON string. Nearly all that we write needs no escape and is copied as it is.
+func appendJSONString(dst []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			quoted, _ := json.Marshal(s) // It has no error for a string.
+			return append(dst, quoted...)
+		}
+	}
+	dst = append(dst, '"')
+	dst = append(dst, s...)
+	return append(dst, '"')
+}
+
+// What follows reads JSON (RFC 8259) from outside, of tokens and of request bodies. encoding/json folds the letter case
+// of names, takes the last of two equal ones, reads null as nothing, and lets broken UTF-8 and lone surrogates through
+// as U+FFFD: each of these has let something forged or ambiguous through somewhere. Here the first is impossible, and
+// the others are errors. The errors and their positions are those of Python's json, which clients of the original see.
+
+// jsonKind is the kind of a JSON value.
+type jsonKind byte
+
+const (
+	jsonString  jsonKind = iota + 1
+	jsonNumber           // as written
+	jsonLiteral          // true, false or null
+	jsonObject           // as written
+	jsonArray            // as written
+)
+
+// A jsonValue is one JSON value. The text of a string is decoded, that of any other kind is the source's.
+type jsonValue struct {
+	kind jsonKind
+	text string
+}
+
+// str returns the value of a string.
+func (v jsonValue) str() (string, error) {
+	if v.kind != jsonString {
+		return "", errors.New("not a string")
+	}
+	return v.text, nil
+}
+
+// number returns the value of a number that fits a float64.
+func (v jsonValue) number() (float64, error) {
+	if v.kind != jsonNumber {
+		return 0, errors.New("not a number")
+	}
+	f, err := strconv.ParseFloat(v.text, 64)
+	if err != nil {
+		return 0, errors.New("number out of range")
+	}
+	return f, nil
+}
+
+// strings returns the values of a list of strings.
+func (v jsonValue) strings() ([]string, error) {
+	if v.kind != jsonArray {
+		return nil, errors.New("not a list")
+	}
+	list := make([]string, 0, 2) // A user has one scope, an admin two.
+	r := jsonReader{src: v.text}
+	err := r.array(func(element jsonValue) error {
+		s, err := element.str()
+		list = append(list, s)
+		return err
+	})
+	return list, err
+}
+
+// A jsonError says where a text is not JSON, or is more than one JSON text could say.
+type jsonError struct {
+	pos int // in code points from the start of the text
+	msg string
+}
+
+func (e *jsonError) Error() string {
+	return fmt.Sprintf("%s: char %d", e.msg, e.pos)
+}
+
+// A notObjectError holds the JSON text that stands where an object is asked for.
+type notObjectError struct {
+	value jsonValue
+}
+
+func (e *notObjectError) Error() string { return "not a JSON object" }
+
+// maxJSONDepth bounds how deep values may nest (RFC 8259 9), and with it the stack that a text can take.
+const maxJSONDepth = 1000
+
+// A jsonReader reads JSON from a string, front to back.
+type jsonReader struct {
+	src   string
+	pos   int // in bytes
+	depth int
+}
+
+// readObject reads a JSON text that is one object, and calls member for each of its members in order. It stops at the
+// first error, be it the text's or member's. Names are unique in every object, however deep (RFC 8259 4 leaves open
+// which of two counts).
+func readObject(src string, member func(name string, v jsonValue) error) error {
+	r := jsonReader{src: src}
+	if !utf8.ValidString(src) {
+		return r.invalidUTF8()
+	}
+	r.skipSpace()
+	isObject := r.next('{')
+	var v jsonValue
+	var err error
+	if isObject {
+		err = r.object(member)
+	} else {
+		v, err = r.value()
+	}
+	if err != nil {
+		return err
+	}
+	r.skipSpace()
+	if r.pos < len(src) {
+		return r.errorAt(r.pos, "Extra data")
+	}
+	if !isObject {
+		return &notObjectError{v}
+	}
+	return nil
+}
+
+func (r *jsonReader) errorAt(pos int, msg string) error {
+	return &jsonError{utf8.RuneCountInString(r.src[:pos]), msg}
+}
+
+// invalidUTF8 returns the error for a source that is not UTF-8 (RFC 8259 8.1), at the first byte that is not.
+func (r *jsonReader) invalidUTF8() error {
+	for i, c := range r.src {
+		if c == utf8.RuneError && !strings.HasPrefix(r.src[i:], "\uFFFD") {
+			return r.errorAt(i, "Invalid UTF-8")
+		}
+	}
+	return nil
+}
+
+func (r *jsonReader) skipSpace() {
+	for r.pos < len(r.src) {
+		switch r.src[r.pos] {
+		case ' ', '\t', '\n', '\r':
+			r.pos++
+		default:
+			return
+		}
+	}
+}
+
+// next reports whether the next byte is c.
+func (r *jsonReader) next(c byte) bool {
+	return r.pos < len(r.src) && r.src[r.pos] == c
+}
+
+// value reads a value of any kind.
+func (r *jsonReader) value() (jsonValue, error) {
+	start := r.pos
+	if start == len(r.src) {
+		return jsonValue{}, r.errorAt(start, "Expecting value")
+	}
+	var err error
+	kind := jsonLiteral
+	switch c := r.src[start]; {
+	case c == '"':
+		s, err := r.str()
+		return jsonValue{jsonString, s}, err
+	case c == '{':
+		kind, err = jsonObject, r.object(ignoreMember)
+	case c == '[':
+		kind, err = jsonArray, r.array(ignoreElement)
+	case c == '-' || '0' <= c && c <= '9':
+		kind, err = jsonNumber, r.number()
+	default:
+		err = r.literal()
+	}
+	return jsonValue{kind, r.src[start:r.pos]}, err
+}
+
+func ignoreMember(string, jsonValue) error { return nil }
+func ignoreElement(jsonValue) error        { return nil }
+
+// descend is called at the opening bracket of an object or an array. It goes past it and what space follows.
+func (r *jsonReader) descend() error {
+	r.depth++
+	if r.depth > maxJSONDepth {
+		return r.errorAt(r.pos, "Too many levels")
+	}
+	r.pos++
+	r.skipSpace()
+	return nil
+}
+
+// closes reports whether the container ends here, and goes past its closing bracket if so.
+func (r *jsonReader) closes(bracket byte) bool {
+	if !r.next(bracket) {
+		return false
+	}
+	r.pos++
+	r.depth--
+	return true
+}
+
+// expect goes past a separator and the space after it.
+func (r *jsonReader) expect(separator byte) error {
+	r.skipSpace()
+	if !r.next(separator) {
+		return r.errorAt(r.pos, "Expecting '"+string(separator)+"' delimiter")
+	}
+	r.pos++
+	r.skipSpace()
+	return nil
+}
+
+// object reads an object and calls member for each of its members.
+func (r *jsonReader) object(member func(string, jsonValue) error) error {
+	if err := r.descend(); err != nil {
+		return err
+	}
+	if r.closes('}') {
+		return nil
+	}
+	var seen nameSet
+	for {
+		start := r.pos
+		if !r.next('"') {
+			return r.errorAt(start, "Expecting property name enclosed in double quotes")
+		}
+		name, err := r.str()
+		if err != nil {
+			return err
+		}
+		if !seen.add(name) {
+			return r.errorAt(start, "Property name given twice")
+		}
+		if err := r.expect(':'); err != nil {
+			return err
+		}
+		v, err := r.value()
+		if err != nil {
+			return err
+		}
+		if err := member(name, v); err != nil {
+			return err
+		}
+		if r.skipSpace(); r.closes('}') {
+			return nil
+		}
+		if err := r.expect(','); err != nil {
+			return err
+		}
+	}
+}
+
+// array reads an array and calls element for each of its elements.
+func (r *jsonReader) array(element func(jsonValue) error) error {
+	if err := r.descend(); err != nil {
+		return err
+	}
+	if r.closes(']') {
+		return nil
+	}
+	for {
+		v, err := r.value()
+		if err != nil {
+			return err
+		}
+		if err := element(v); err != nil {
+			return err
+		}
+		if r.skipSpace(); r.closes(']') {
+			return nil
+		}
+		if err := r.expect(','); err != nil {
+			return err
+		}
+	}
+}
+
+// A nameSet holds the names of one object. Most objects have few: those are compared one by one, and a map is made
+// only for the rest, so that an object of many thousand names costs no more a name than a small one.
+type nameSet struct {
+	few  [8]string
+	n    int
+	many map[string]bool
+}
+
+// add reports whether the name was not in the set yet, and puts it there.
+func (s *nameSet) add(name string) bool {
+	if slices.Contains(s.few[:s.n], name) || s.many[name] {
+		return false
+	}
+	if s.n < len(s.few) {
+		s.few[s.n] = name
+		s.n++
+		return true
+	}
+	if s.many == nil {
+		s.many = make(map[string]bool)
+	}
+	s.many[name] = true
+	return true
+}
+
+// str reads a string and decodes its escapes. One without escapes is a part of the source and takes no memory.
+func (r *jsonReader) str() (string, error) {
+	start := r.pos
+	r.pos++
+	plain := r.pos // where the stretch without escapes begins
+	var decoded []byte
+	for r.pos < len(r.src) {
+		switch c := r.src[r.pos]; {
+		case c == '"':
+			rest := r.src[plain:r.pos]
+			r.pos++
+			if decoded == nil {
+				return rest, nil
+			}
+			return string(append(decoded, rest...)), nil
+		case c < ' ':
+			return "", r.errorAt(r.pos, "Invalid control character at")
+		case c != '\\':
+			r.pos++
+		default:
+			decoded = append(decoded, r.src[plain:r.pos]...)
+			char, err := r.escape(start)
+			if err != nil {
+				return "", err
+			}
+			decoded = utf8.AppendRune(decoded, char)
+			plain = r.pos
+		}
+	}
+	return "", r.errorAt(start, "Unterminated string starting at")
+}
+
+// escape reads an escape sequence (RFC 8259 7) of the string that begins at start.
+func (r *jsonReader) escape(start int) (rune, error) {
+	at := r.pos
+	if at+1 == len(r.src) {
+		return 0, r.errorAt(start, "Unterminated string starting at")
+	}
+	r.pos += 2
+	switch c := r.src[at+1]; c {
+	case '"', '\\', '/':
+		return rune(c), nil
+	case 'b':
+		return '\b', nil
+	case 'f':
+		return '\f', nil
+	case 'n':
+		return '\n', nil
+	case 'r':
+		return '\r', nil
+	case 't':
+		return '\t', nil
+	case 'u':
+		return r.unicodeEscape(at)
+	}
+	return 0, r.errorAt(at, `Invalid \escape`)
+}
+
+// unicodeEscape reads the rest of the \u escape at a position, and the second one of a surrogate pair.
+func (r *jsonReader) unicodeEscape(at int) (rune, error) {
+	char, err := r.hex4()
+	if err != nil || !utf16.IsSurrogate(char) {
+		return char, err
+	}
+	low := rune(0)
+	if strings.HasPrefix(r.src[r.pos:], `\u`) {
+		r.pos += 2
+		if low, err = r.hex4(); err != nil {
+			return 0, err
+		}
+	}
+	// DecodeRune answers U+FFFD for anything but a high surrogate with a low one after it.
+	if char = utf16.DecodeRune(char, low); char == utf8.RuneError {
+		return 0, r.errorAt(at, "Lone surrogate escape")
+	}
+	return char, nil
+}
+
+// hex4 reads the four hexadecimal digits of a \u escape.
+func (r *jsonReader) hex4() (rune, error) {
+	start := r.pos
+	r.pos = min(start+4, len(r.src))
+	n, err := hex.DecodeString(r.src[start:r.pos])
+	if err != nil || len(n) != 2 {
+		return 0, r.errorAt(start-1, `Invalid \uXXXX escape`)
+	}
+	return rune(n[0])<<8 | rune(n[1]), nil
+}
+
+// number goes past the longest number that begins here (RFC 8259 6).
+func (r *jsonReader) number() error {
+	start := r.pos
+	if r.next('-') {
+		r.pos++
+	}
+	if r.next('0') {
+		r.pos++
+	} else if r.digits() == 0 {
+		r.pos = start
+		return r.errorAt(start, "Expecting value")
+	}
+	if end := r.pos; r.next('.') {
+		r.pos++
+		if r.digits() == 0 {
+			r.pos = end
+			return nil
+		}
+	}
+	end := r.pos
+	if r.next('e') || r.next('E') {
+		r.pos++
+		if r.next('+') || r.next('-') {
+			r.pos++
+		}
+		if r.digits() == 0 {
+			r.pos = end
+		}
+	}
+	return nil
+}
+
+// digits goes past decimal digits and returns how many there were.
+func (r *jsonReader) digits() int {
+	start := r.pos
+	for r.pos < len(r.src) && '0' <= r.src[r.pos] && r.src[r.pos] <= '9' {
+		r.pos++
+	}
+	return r.pos - start
+}
+
+// literal goes past true, false or null.
+func (r *jsonReader) literal() error {
+	for _, word := range []string{"true", "false", "null"} {
+		if strings.HasPrefix(r.src[r.pos:], word) {
+			r.pos += len(word)
+			return nil
+		}
+	}
+	return r.errorAt(r.pos, "Expecting value")
+}
