@@ -51,12 +51,12 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 		return fmt.Errorf(".env: %w", err)
 	}
 	cfg, err := loadSettings(environ, string(dotenv))
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	for _, unknown := range cfg.unknown {
+		log.Warn("unknown variable", slog.String("name", unknown), slog.String("nearest", nearestSetting(unknown)))
+	}
 	if err != nil {
 		return err
-	}
-	log := slog.New(slog.NewTextHandler(stderr, nil))
-	for _, warning := range cfg.warnings {
-		log.Warn(warning)
 	}
 	listener, err := net.Listen("tcp", cfg.addr)
 	if err != nil {
@@ -168,7 +168,7 @@ type settings struct {
 	adminEmail    string
 	adminPassword secret
 	argon2        argon2Params
-	warnings      []string
+	unknown       []string // names in the environment that begin like ours
 }
 
 const (
@@ -273,7 +273,7 @@ func loadSettings(environ []string, dotenv string) (settings, error) {
 		if isKnown(name) {
 			values[name] = value
 		} else if strings.HasPrefix(name, "APP_") {
-			cfg.warnings = append(cfg.warnings, fmt.Sprintf("%s: not a setting; did you mean %s?", name, nearestSetting(name)))
+			cfg.unknown = append(cfg.unknown, name)
 		}
 	}
 	for _, setting := range knownSettings() {
@@ -331,13 +331,21 @@ func parseDotenv(text string) (values map[string]string, faults []error) {
 		case !ok:
 			faults = append(faults, fmt.Errorf(".env line %d: want NAME=value", i+1))
 		case !isKnown(name):
-			faults = append(faults, fmt.Errorf(".env line %d: %q is not a setting; did you mean %s?", i+1, name, nearestSetting(name)))
+			faults = append(faults, fmt.Errorf(".env line %d: %s is not a setting; did you mean %s?", i+1, showName(name), nearestSetting(name)))
 		case twice:
 			faults = append(faults, fmt.Errorf(".env line %d: %s is set twice", i+1, name))
 		}
 		values[name] = unquote(value)
 	}
 	return values, faults
+}
+
+// showName returns the name, unless it hardly can be one: it may be a part of a secret.
+func showName(name string) string {
+	if editDistance(strings.ToUpper(name), nearestSetting(name)) > 5 {
+		return "this name"
+	}
+	return name
 }
 
 // unquote takes the quotes off a value, or the comment that follows one without.
@@ -353,7 +361,7 @@ func unquote(value string) string {
 func nearestSetting(name string) string {
 	best, least := "", 0
 	for _, setting := range knownSettings() {
-		if d := editDistance(name, setting.name); best == "" || d < least {
+		if d := editDistance(strings.ToUpper(name), setting.name); best == "" || d < least {
 			best, least = setting.name, d
 		}
 	}
