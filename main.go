@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/hkdf"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -141,7 +143,7 @@ func (s *server) serve(ctx context.Context, listener net.Listener) error {
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- hs.Serve(listener) }()
+	go func() { failed <- hs.Serve(jsonListener{listener, s.log}) }()
 	s.log.Info("listening", slog.String("addr", listener.Addr().String()))
 	select {
 	case err := <-failed:
@@ -156,6 +158,46 @@ func (s *server) serve(ctx context.Context, listener net.Listener) error {
 		hs.Close()
 	}
 	return nil
+}
+
+// A jsonListener sees to it that what net/http answers by itself, where it can't make out a request, looks like every
+// other answer. net/http has no hook for that, but it writes such an answer at once and in one form.
+type jsonListener struct {
+	net.Listener
+	log *slog.Logger
+}
+
+func (l jsonListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		return jsonConn{tcp, l.log}, err
+	}
+	return conn, err
+}
+
+type jsonConn struct {
+	*net.TCPConn
+	log *slog.Logger
+}
+
+// plainAnswer is how the answers of net/http's own begin, the second that to an Expect that it doesn't know. None of ours
+// is without an X-Request-Id, and no JSON has a line break as it is, so that nothing else is taken for one.
+var plainAnswer = regexp.MustCompile(`^HTTP/1\.1 ([45]\d\d) [^\r\n]*\r\n(?:` +
+	`Content-Type: text/plain; charset=utf-8\r\nConnection: close|` +
+	`Connection: close\r\nDate: [^\r\n]*\r\nContent-Length: 0)\r\n\r\n`)
+
+func (c jsonConn) Write(b []byte) (int, error) {
+	m := plainAnswer.FindSubmatch(b)
+	if m == nil {
+		return c.TCPConn.Write(b)
+	}
+	status, _ := strconv.Atoi(string(m[1]))
+	id, text := rand.Text(), http.StatusText(status)
+	body := `{"detail":"` + text + `"}`
+	c.log.Info("not a request", slog.Int("status", status), slog.String("client", c.RemoteAddr().String()), slog.String("request_id", id))
+	_, err := fmt.Fprintf(c.TCPConn, "HTTP/1.1 %d %s\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n"+
+		"Content-Type: application/json\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: %s\r\n\r\n%s", status, text, len(body), id, body)
+	return len(b), err
 }
 
 // settings are what the owner of the service decides.
