@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"embed"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -48,10 +50,23 @@ func (s *server) routes() []route {
 	}
 }
 
+// docsRoutes names the pages that describe the API, if they are to be served.
+func (s *server) docsRoutes() []route {
+	if !s.docs {
+		return nil
+	}
+	return []route{
+		{"GET", "/docs", serveFile("docs/index.html", "text/html; charset=utf-8")},
+		{"GET", "/docs/docs.css", serveFile("docs/docs.css", "text/css; charset=utf-8")},
+		{"GET", "/docs/docs.js", serveFile("docs/docs.js", "text/javascript; charset=utf-8")},
+		{"GET", "/openapi.json", serveFile("docs/openapi.json", "application/json")},
+	}
+}
+
 // handler returns the whole service. HEAD is answered wherever GET is (RFC 9110 9.3.2).
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
-	for _, route := range s.routes() {
+	for _, route := range append(s.routes(), s.docsRoutes()...) {
 		mux.HandleFunc(route.method+" "+route.path, s.handle(route.handler))
 		mux.HandleFunc(route.path, s.handle(methodNotAllowed(route.method)))
 	}
@@ -196,6 +211,51 @@ func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
 
 func (s *server) health(w http.ResponseWriter, r *http.Request) error {
 	return writeBody(w, http.StatusOK, []byte(`{"status":"ok"}`))
+}
+
+//go:embed docs/index.html docs/docs.css docs/docs.js docs/openapi.json
+var docsFiles embed.FS
+
+// docsPolicy lets the page run its own script and style, and talk to this service alone. Where people type passwords no
+// markup may come from a string: trusted types make the browser itself refuse it.
+const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+
+// serveFile answers with a file of docs. Of conditional requests it knows If-None-Match: what a reload sends.
+func serveFile(name, contentType string) handlerFunc {
+	content, err := docsFiles.ReadFile(name)
+	if err != nil {
+		panic(err) // The file is embedded.
+	}
+	sum := sha256.Sum256(content)
+	tag := `"` + hex.EncodeToString(sum[:16]) + `"`
+	return func(w http.ResponseWriter, r *http.Request) error {
+		h := w.Header()
+		h.Set("Cache-Control", "no-cache")
+		h.Set("Content-Security-Policy", docsPolicy)
+		h.Set("ETag", tag)
+		h.Set("Referrer-Policy", "no-referrer")
+		if matchesTag(r.Header.Values("If-None-Match"), tag) {
+			w.WriteHeader(http.StatusNotModified)
+			return nil
+		}
+		h.Set("Content-Type", contentType)
+		h.Set("Content-Length", strconv.Itoa(len(content)))
+		w.Write(content)
+		return nil
+	}
+}
+
+// matchesTag reports whether an If-None-Match has the tag. The comparison is weak (RFC 9110 13.1.2): a proxy that
+// compresses the answer makes the tag weak.
+func matchesTag(fields []string, tag string) bool {
+	for listed := range strings.SplitSeq(strings.Join(fields, ","), ",") {
+		listed = strings.TrimSpace(listed)
+		if listed == "*" || strings.TrimPrefix(listed, "W/") == tag {
+			return true
+		}
+	}
+	return false
 }
 
 func notFound(w http.ResponseWriter, r *http.Request) error {
@@ -712,6 +772,7 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 // writeBody answers with JSON. An error in writing it is the client's, who is gone.
 func writeBody(w http.ResponseWriter, status int, body []byte) error {
 	setJSON(w)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	w.Write(body)
 	return nil

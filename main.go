@@ -79,6 +79,7 @@ type server struct {
 	tokens    *tokens
 	log       *slog.Logger
 	logKey    []byte // for what the log may only recognise, not read
+	docs      bool   // whether /docs and /openapi.json are served
 }
 
 // newServer builds a server and registers the admin.
@@ -99,6 +100,7 @@ func newServer(cfg settings, now func() time.Time, log *slog.Logger) (*server, e
 		},
 		log:    log,
 		logKey: logKey,
+		docs:   cfg.docs,
 	}
 	if cfg.adminEmail == "" {
 		return s, nil
@@ -210,6 +212,7 @@ type settings struct {
 	adminEmail    string
 	adminPassword secret
 	argon2        argon2Params
+	docs          bool
 	unknown       []string // names in the environment that begin like ours
 }
 
@@ -254,6 +257,7 @@ func knownSettings() []setting {
 		{"APP_ADDR", "127.0.0.1:8000", (*settings).readAddr},
 		{"APP_ADMIN_EMAIL", "admin@example.com", (*settings).readAdminEmail},
 		{"APP_ADMIN_PASSWORD", documentedPassword, (*settings).readAdminPassword},
+		{"APP_DOCS", "on", func(cfg *settings, text string) error { return readSwitch(&cfg.docs, text) }},
 	}
 }
 
@@ -275,6 +279,15 @@ func readDuration(d *time.Duration, text string, unit time.Duration, most int) e
 		return fmt.Errorf("want a whole number from 1 to %d", most)
 	}
 	*d = time.Duration(n) * unit
+	return nil
+}
+
+// readSwitch reads on or off.
+func readSwitch(on *bool, text string) error {
+	*on = text == "on"
+	if text != "on" && text != "off" {
+		return errors.New("want on or off")
+	}
 	return nil
 }
 
