@@ -17,6 +17,7 @@ import (
 	"mime/multipart"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path"
 	"runtime/debug"
@@ -180,33 +181,81 @@ func (s *server) me(w http.ResponseWriter, r *http.Request) error {
 	return writeBody(w, http.StatusOK, appendUser(buf[:0], currentUser(r.Context())))
 }
 
-// usersPage is how many users are copied, encoded and written at once.
-const usersPage = 256
+const (
+	// usersPage is how many users are copied, encoded and written at once.
+	usersPage = 256
 
-// listUsers answers with all users in the order of registration, page by page: neither are they all in memory as JSON,
-// nor is the store held up while a client reads.
+	// pageTimeout is what a client has to take a page: one that reads gets a list of any length, one that stalls none.
+	pageTimeout = 10 * time.Second
+
+	maxLimit = 1000 // of ?limit=
+)
+
+// listUsers answers with the users in the order of registration: all, or as many as ?limit= says, from the one after
+// ?after= on, with a link to the rest (RFC 8288). They go out page by page: neither are they all in memory as JSON, nor
+// is the store held up while a client reads.
 func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
-	s.event(w, r, "admin list read", slog.String("user", currentUser(r.Context()).id))
+	from, end, err := s.listRange(r.URL)
+	if err != nil {
+		return err
+	}
+	if more := end < s.users.count(); more && end > from {
+		w.Header().Set("Link", s.nextLink(end, end-from))
+	}
+	s.event(w, r, "admin list read", slog.String("user", currentUser(r.Context()).id), slog.Int("users", end-from))
 	setJSON(w)
+	if r.Method == http.MethodGet {
+		s.writeUsers(w, from, end)
+	}
+	return nil
+}
+
+// nextLink returns the link to what comes after the users up to a place, as many again.
+func (s *server) nextLink(end, limit int) string {
+	last := make([]user, 1)
+	s.users.page(last, end-1)
+	return fmt.Sprintf(`</admin/users?limit=%d&after=%s>; rel="next"`, limit, url.QueryEscape(last[0].id))
+}
+
+// writeUsers writes the users between two places as a JSON array. It ends early if the client is gone.
+func (s *server) writeUsers(w http.ResponseWriter, from, end int) {
+	control := http.NewResponseController(w)
+	page := make([]user, min(usersPage, end-from))
 	buf := []byte{'['}
-	page := make([]user, usersPage)
-	end := s.users.count()
-	for from := 0; from < end; {
-		n := s.users.page(page[:min(usersPage, end-from)], from)
+	for first := from; from < end; {
+		n := s.users.page(page[:min(len(page), end-from)], from)
 		for i, u := range page[:n] {
-			if from+i > 0 {
+			if from+i > first {
 				buf = append(buf, ',')
 			}
 			buf = appendUser(buf, u)
 		}
+		from += n
+		control.SetWriteDeadline(time.Now().Add(pageTimeout))
 		if _, err := w.Write(buf); err != nil {
-			return nil // The client is gone.
+			return
 		}
 		buf = buf[:0]
-		from += n
 	}
 	w.Write(append(buf, ']'))
-	return nil
+}
+
+// listRange returns which users a request asks for, by their places in the order of registration.
+func (s *server) listRange(u *url.URL) (from, end int, err error) {
+	in := newInput("query")
+	in.addURLEncoded(u.RawQuery)
+	after, ok := in.values["after"]
+	if ok {
+		if from, ok = s.users.position(after.text); !ok {
+			in.addFault("value_error", "after", "no user has this id", nil)
+		}
+		from++
+	}
+	end = s.users.count()
+	if _, ok := in.values["limit"]; ok {
+		end = min(end, from+in.number("limit", 1, maxLimit))
+	}
+	return from, end, in.err()
 }
 
 func (s *server) health(w http.ResponseWriter, r *http.Request) error {
@@ -484,8 +533,13 @@ func clientAddress(r *http.Request) string {
 
 // An input is what a request says, member by member, with the faults found in it so far.
 type input struct {
+	place  string // body or query
 	values map[string]jsonValue
 	faults []fault
+}
+
+func newInput(place string) *input {
+	return &input{place: place, values: make(map[string]jsonValue)}
 }
 
 // A fault is one entry of a 422, in the form of the original's library, pydantic, but for the input, which is not
@@ -510,7 +564,7 @@ func unprocessable(faults ...fault) error {
 }
 
 func (in *input) addFault(kind, name, msg string, ctx map[string]any) {
-	in.faults = append(in.faults, fault{kind, []any{"body", name}, msg, ctx})
+	in.faults = append(in.faults, fault{kind, []any{in.place, name}, msg, ctx})
 }
 
 // required returns a string that must be there.
@@ -567,6 +621,22 @@ func (in *input) text(name string, least, most int) string {
 		in.addFault("string_too_long", name, fmt.Sprintf("String should have at most %d characters", most), map[string]any{"max_length": most})
 	}
 	return text
+}
+
+// number returns a whole number within the bounds.
+func (in *input) number(name string, least, most int) int {
+	text, ok := in.take(name)
+	n, err := strconv.Atoi(text)
+	switch {
+	case !ok:
+	case err != nil:
+		in.addFault("int_parsing", name, "Input should be a valid integer, unable to parse string as an integer", nil)
+	case n < least:
+		in.addFault("greater_than_equal", name, fmt.Sprintf("Input should be greater than or equal to %d", least), map[string]any{"ge": least})
+	case n > most:
+		in.addFault("less_than_equal", name, fmt.Sprintf("Input should be less than or equal to %d", most), map[string]any{"le": most})
+	}
+	return n
 }
 
 // address returns an e-mail address as it is kept.
@@ -640,7 +710,7 @@ var notAnObject = fault{"model_attributes_type", []any{"body"}, "Input should be
 
 // parseJSON reads the members of an object. A byte order mark is skipped (RFC 8259 8.1), as the original does.
 func parseJSON(body string) (*input, error) {
-	in := &input{values: make(map[string]jsonValue)}
+	in := newInput("body")
 	err := readObject(strings.TrimPrefix(body, "\uFEFF"), func(name string, v jsonValue) error {
 		in.values[name] = v
 		return nil
@@ -662,7 +732,7 @@ const (
 )
 
 // formParameters are those that a fault may name. Another name could be a password in the wrong place.
-var formParameters = []string{"grant_type", "username", "password", "scope", "client_id", "client_secret", "refresh_token"}
+var formParameters = []string{"grant_type", "username", "password", "scope", "client_id", "client_secret", "refresh_token", "after", "limit"}
 
 // readForm reads a body that is a form. One of another media type has no parameters, and the query string never is a
 // form: both are for caches and logs to keep.
@@ -671,7 +741,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (*input, error) {
 	if err != nil {
 		return nil, err
 	}
-	in := &input{values: make(map[string]jsonValue)}
+	in := newInput("body")
 	switch mediaType(r.Header) {
 	case formURLEncoded:
 		in.addURLEncoded(body)
@@ -686,7 +756,7 @@ func readForm(w http.ResponseWriter, r *http.Request) (*input, error) {
 // addParameter takes one parameter. RFC 6749 3.2: parameters "MUST NOT be included more than once".
 func (in *input) addParameter(name, value string, kind jsonKind) {
 	if _, twice := in.values[name]; twice {
-		loc := []any{"body"}
+		loc := []any{in.place}
 		if slices.Contains(formParameters, name) {
 			loc = append(loc, name)
 		}
