@@ -1,20 +1,27 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"math"
+	"mime/multipart"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -23,11 +30,13 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // These tests speak HTTP to the real handler and know nothing else of it. The
 // spec is testdata/*.txt, transcripts that TestScripts replays, and the
-// README's walkthrough, which TestWalkthrough replays.
+// README's walkthrough, which TestWalkthrough replays. Whatever both are answered
+// is held against docs/openapi.json, which has to describe what routes names.
 
 // liveSecret signs the tokens of every server that these tests start.
 const liveSecret = "change-me-to-a-long-random-string-at-least-32-bytes-please"
@@ -39,6 +48,7 @@ var liveStart = time.Unix(1795503214, 0).UTC()
 // moves, and with all that it logs.
 type liveServer struct {
 	*httptest.Server
+	described        description
 	moved            atomic.Int64 // how far the clock stands after liveStart, a time.Duration
 	textLog, jsonLog bytes.Buffer // guarded by slog's handlers, read once the server is closed
 
@@ -57,7 +67,7 @@ func startServer(t *testing.T, settings ...string) *liveServer {
 		t.Fatal(err)
 	}
 	cfg.argon2 = argon2Params{memory: 64, time: 1, threads: 1}
-	s := &liveServer{ids: map[string]bool{}, passwords: map[string]struct{}{"admin-password": {}}}
+	s := &liveServer{described: readDescription(t), ids: map[string]bool{}, passwords: map[string]struct{}{"admin-password": {}}}
 	all := &slog.HandlerOptions{Level: slog.LevelDebug}
 	logger := slog.New(slog.NewMultiHandler(slog.NewTextHandler(&s.textLog, all), slog.NewJSONHandler(&s.jsonLog, all)))
 	srv, err := newServer(cfg, s.now, logger)
@@ -164,6 +174,26 @@ func (s *liveServer) checkLog(t *testing.T) {
 	}
 }
 
+// signToken makes a token of a header and claims as they stand, however wrong,
+// with a signature that is right.
+func signToken(header, claims string) string {
+	b64 := base64.RawURLEncoding
+	signed := b64.EncodeToString([]byte(header)) + "." + b64.EncodeToString([]byte(claims))
+	mac := hmac.New(sha256.New, []byte(liveSecret))
+	mac.Write([]byte(signed))
+	return signed + "." + b64.EncodeToString(mac.Sum(nil))
+}
+
+// canonical writes a JSON value in one way. What is not JSON stays as it is.
+func canonical(text string) string {
+	var value any
+	if json.Unmarshal([]byte(text), &value) != nil {
+		return text
+	}
+	out, _ := json.Marshal(value)
+	return strings.NewReplacer(`\u003c`, "<", `\u003e`, ">", `\u0026`, "&").Replace(string(out))
+}
+
 // TestScripts replays each transcript in testdata against a server of its own.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
@@ -172,11 +202,9 @@ func TestScripts(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
 			r := &replay{T: t, file: file, line: 1, vars: map[string]string{}}
+			text, err := os.ReadFile(file)
+			r.must(err == nil, "%v", err)
 			r.run(string(text))
 		})
 	}
@@ -230,16 +258,11 @@ func (r *replay) must(ok bool, format string, args ...any) {
 	}
 }
 
-// let makes a token of a header and claims as they stand, however wrong, and
-// signs it rightly: let NAME = token {"alg":"HS256"} {"sub":"admin-0"}.
+// let signs a token and names it: let NAME = token {"alg":"HS256"} {"sub":"a"}.
 func (r *replay) let(text string) {
 	words := strings.SplitN(text, " ", 5)
 	r.must(len(words) == 5 && words[1] == "=" && words[2] == "token", "got let %s, want let NAME = token HEADER CLAIMS", text)
-	b64 := base64.RawURLEncoding
-	signed := b64.EncodeToString([]byte(r.expand(words[3]))) + "." + b64.EncodeToString([]byte(r.expand(words[4])))
-	mac := hmac.New(sha256.New, []byte(liveSecret))
-	mac.Write([]byte(signed))
-	r.keep(words[0], signed+"."+b64.EncodeToString(mac.Sum(nil)))
+	r.keep(words[0], signToken(r.expand(words[3]), r.expand(words[4])))
 }
 
 // keep gives a value a name, and the segments of a token theirs: {NAME.header},
@@ -256,11 +279,13 @@ func (r *replay) exchange(request, answer string) {
 	head, body := r.message(request)
 	got := r.server.send(r.T, head[0], head[1:], body)
 	request = head[0]
+	if err := r.server.described.allows(request, got); err != nil {
+		r.Errorf("%s:%d: %s: not as docs/openapi.json has it: %v", r.file, r.line, request, err)
+	}
 	head, body = r.message(answer)
 	r.check(request, "status", strconv.Itoa(got.status), head[0])
 	for _, line := range head[1:] {
-		name, value, _ := strings.Cut(line, ": ") // No value: there must be no such header.
-		name = strings.TrimPrefix(name, "!")
+		name, value, _ := strings.Cut(strings.TrimPrefix(line, "!"), ": ") // No value: no such header.
 		r.check(request, name, strings.Join(got.header.Values(name), ", "), value)
 	}
 	if body != "" {
@@ -291,23 +316,14 @@ func (r *replay) expand(text string) string {
 	})
 }
 
-// canonical writes a JSON value in one way. What is not JSON stays as it is.
-func canonical(text string) string {
-	var value any
-	if json.Unmarshal([]byte(text), &value) != nil {
-		return text
-	}
-	out, _ := json.Marshal(value)
-	return strings.NewReplacer(`\u003c`, "<", `\u003e`, ">", `\u0026`, "&").Replace(string(out))
-}
-
 // pattern is what an expected text may have in place of a value that nobody
 // can foretell. With a name it keeps the value: <jwt ACCESS>.
-var pattern = regexp.MustCompile(`<(jwt|uuid)(?: (\w+))?>`)
+var pattern = regexp.MustCompile(`<(jwt|uuid|etag)(?: (\w+))?>`)
 
 var shapes = map[string]string{
 	"jwt":  `eyJ[\w-]+\.eyJ[\w-]+\.[\w-]{43}`,
 	"uuid": `[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`,
+	"etag": `"[0-9a-f]{32}"`,
 	"any":  `("([^"\\]|\\.)*"|[[{].*[]}]|[^]["{},]+)`, // a JSON value
 }
 
@@ -470,7 +486,11 @@ func (sh *shell) curl(words []string) string {
 		words = rest
 	}
 	c.complete()
-	got := sh.server.send(sh.T, c.method+" "+c.path, c.header, strings.Join(c.data, "&"))
+	request := c.method + " " + c.path
+	got := sh.server.send(sh.T, request, c.header, strings.Join(c.data, "&"))
+	if err := sh.server.described.allows(request, got); err != nil {
+		sh.Errorf("%s: not as docs/openapi.json has it: %v", sh.at, err)
+	}
 	out := ""
 	if c.show {
 		out = got.body
@@ -552,20 +572,511 @@ func TestRegisterAtOnce(t *testing.T) {
 // a byte of it: the 413 does not wait.
 func TestBodyRefusedBeforeItComes(t *testing.T) {
 	s := startServer(t)
-	body, writer := io.Pipe()
-	defer writer.Close()
-	req, err := http.NewRequest("POST", s.URL+"/auth/register", body)
+	conn, err := net.Dial("tcp", s.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.ContentLength = 64<<10 + 1
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := s.Client().Do(req)
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	fmt.Fprintf(conn, "POST /auth/register HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", 64<<10+1)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("a body of 64 KiB and a byte, announced: %v", err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusRequestEntityTooLarge {
-		t.Errorf("a body of 64 KiB and a byte: got %d, want 413", resp.StatusCode)
+		t.Errorf("a body of 64 KiB and a byte, announced: got %d, want 413", resp.StatusCode)
 	}
+}
+
+// A description is docs/openapi.json as a JSON value.
+type description map[string]any
+
+func readDescription(t *testing.T) (d description) {
+	t.Helper()
+	text, err := os.ReadFile("docs/openapi.json")
+	if err == nil {
+		err = json.Unmarshal(text, &d)
+	}
+	if err != nil {
+		t.Fatalf("docs/openapi.json: %v", err)
+	}
+	return d
+}
+
+// find returns what a value of the description has under these names, one
+// within the other, or nil. It follows each $ref on the way.
+func (d description) find(from any, names ...string) any {
+	object, _ := from.(map[string]any)
+	if ref, ok := object["$ref"].(string); ok {
+		from = d.find(map[string]any(d), strings.Split(strings.TrimPrefix(ref, "#/"), "/")...)
+		object, _ = from.(map[string]any)
+	}
+	if len(names) == 0 {
+		return from
+	}
+	return d.find(object[names[0]], names[1:]...)
+}
+
+// members is find for an object. One that is not there has no members.
+func (d description) members(from any, names ...string) map[string]any {
+	object, _ := d.find(from, names...).(map[string]any)
+	return object
+}
+
+// operation returns what is described of a method of a path, nil if nothing is.
+// A get is no GET: methods have a letter case (RFC 9110 9.1).
+func (d description) operation(method, path string) map[string]any {
+	if method != strings.ToUpper(method) {
+		return nil
+	}
+	return d.members(map[string]any(d), "paths", path, strings.ToLower(method))
+}
+
+// allows returns how an answer differs from what is described. For a method or
+// a path that is not described it has no say: the scripts alone tell what a
+// HEAD, a 404 and a 405 look like.
+func (d description) allows(request string, got answer) error {
+	method, target, _ := strings.Cut(request, " ")
+	path, _, _ := strings.Cut(target, "?")
+	operation := d.operation(method, path)
+	if operation == nil {
+		return nil
+	}
+	response := d.find(operation, "responses", strconv.Itoa(got.status))
+	if response == nil {
+		return fmt.Errorf("status: got %d, want one of %q", got.status, sortedKeys(d.members(operation, "responses")))
+	}
+	return errors.Join(d.allowsHeader(response, got.header), d.allowsBody(response, got))
+}
+
+func (d description) allowsHeader(response any, got http.Header) (err error) {
+	for _, name := range sortedKeys(d.members(response, "headers")) {
+		header := d.find(response, "headers", name)
+		var value any = strings.Join(got.Values(name), ", ")
+		if d.find(header, "schema", "type") == "integer" {
+			json.Unmarshal([]byte(got.Get(name)), &value) // What is no number stays text, and does not fit.
+		}
+		if len(got.Values(name)) > 0 {
+			err = errors.Join(err, d.fits(name, d.find(header, "schema"), value))
+		} else if d.find(header, "required") == true {
+			err = errors.Join(err, fmt.Errorf("%s: got none, want one", name))
+		}
+	}
+	return err
+}
+
+func (d description) allowsBody(response any, got answer) error {
+	media, _, _ := strings.Cut(got.header.Get("Content-Type"), ";")
+	content := d.members(response, "content")
+	if content[media] == nil {
+		return fmt.Errorf("Content-Type: got %q, want one of %q", media, sortedKeys(content))
+	}
+	var value any
+	if err := json.Unmarshal([]byte(got.body), &value); err != nil {
+		return fmt.Errorf("body: got %q, want JSON: %w", got.body, err)
+	}
+	return d.fits("body", d.find(content, media, "schema"), value)
+}
+
+func sortedKeys(object map[string]any) []string { return slices.Sorted(maps.Keys(object)) }
+
+// errUnknownKeyword is the error of a keyword that fits would have to ignore.
+var errUnknownKeyword = errors.New("want a keyword that the checker knows")
+
+// fits returns how a value differs from a schema. It knows the keywords of JSON
+// Schema 2020-12 that the description has, and no others.
+func (d description) fits(at string, schema, value any) (err error) {
+	keywords, ok := schema.(map[string]any)
+	if !ok { // The schema false, or none.
+		return fmt.Errorf("%s: got %v, want no such value", at, value)
+	}
+	for _, keyword := range sortedKeys(keywords) {
+		err = errors.Join(err, d.fitsKeyword(at, keywords, keyword, value))
+	}
+	return err
+}
+
+// fitsKeyword takes the keywords that have schemas in them.
+func (d description) fitsKeyword(at string, schema map[string]any, keyword string, value any) (err error) {
+	list, _ := value.([]any)
+	object, _ := value.(map[string]any)
+	properties, _ := schema["properties"].(map[string]any)
+	switch want := schema[keyword]; keyword {
+	case "$ref":
+		err = d.fits(at, d.find(schema), value)
+	case "oneOf":
+		misfit := func(one any) bool { return d.fits(at, one, value) != nil }
+		if n := len(slices.DeleteFunc(slices.Clone(want.([]any)), misfit)); n != 1 {
+			err = fmt.Errorf("%s: got %v, which fits %d schemas, want one of %v", at, value, n, want)
+		}
+	case "items":
+		for i, item := range list {
+			err = errors.Join(err, d.fits(at+"."+strconv.Itoa(i), want, item))
+		}
+	case "properties", "additionalProperties":
+		for _, name := range sortedKeys(object) {
+			if property, listed := properties[name]; listed && keyword == "properties" {
+				err = errors.Join(err, d.fits(at+"."+name, property, object[name]))
+			} else if !listed && keyword == "additionalProperties" {
+				err = errors.Join(err, d.fits(at+"."+name, want, object[name]))
+			}
+		}
+	default:
+		err = holds(at, keyword, want, value)
+	}
+	return err
+}
+
+// holds takes the keywords that are about the value itself. What they ask of
+// one type they don't ask of another.
+func holds(at, keyword string, want, value any) error {
+	kind, bound, size := measure(value)
+	ok := true
+	switch keyword {
+	case "type":
+		several, _ := want.([]any)
+		ok = (want == kind || slices.Contains(several, any(kind))) && size == math.Trunc(size)
+	case "const":
+		ok = reflect.DeepEqual(want, value)
+	case "enum":
+		ok = slices.ContainsFunc(want.([]any), func(one any) bool { return reflect.DeepEqual(one, value) })
+	case "required":
+		object, isObject := value.(map[string]any)
+		missing := func(name any) bool { return !slices.Contains(sortedKeys(object), name.(string)) }
+		ok = !isObject || !slices.ContainsFunc(want.([]any), missing)
+	case "minLength", "minimum", "minItems":
+		ok = keyword != "min"+bound || size >= want.(float64)
+	case "maxLength", "maximum":
+		ok = keyword != "max"+bound || size <= want.(float64)
+	case "uniqueItems":
+		list, _ := value.([]any)
+		distinct := map[string]bool{}
+		for _, item := range list {
+			distinct[fmt.Sprintf("%#v", item)] = true
+		}
+		ok = want != true || len(distinct) == len(list)
+	case "format", "title", "description", "example", "examples", "deprecated", "default":
+	default:
+		return fmt.Errorf("%s: got %s, %w", at, keyword, errUnknownKeyword)
+	}
+	if !ok {
+		return fmt.Errorf("%s: got %v, want %s %v", at, value, keyword, want)
+	}
+	return nil
+}
+
+// measure returns the type of a value, how the keywords of its bounds end, and
+// what they bound: the code points of a string, a number itself, the items of
+// an array. Of numbers the description has integers alone, and so it is for the
+// keyword type to see that a number is whole.
+func measure(value any) (kind, bound string, size float64) {
+	switch value := value.(type) {
+	case string:
+		return "string", "Length", float64(utf8.RuneCountInString(value))
+	case float64:
+		return "integer", "imum", value
+	case []any:
+		return "array", "Items", float64(len(value))
+	case map[string]any:
+		return "object", "Properties", 0
+	}
+	return "", "", 0
+}
+
+// TestChecker holds the checker of schemas against one value that fits and one
+// that does not, a keyword a row.
+func TestChecker(t *testing.T) {
+	var d description
+	decode(t, `{"short":{"maxLength":2}}`, &d)
+	for _, row := range []struct{ schema, fits, not string }{
+		{`{"$ref":"#/short"}`, `"ab"`, `"abc"`},
+		{`{"$ref":"#/short","minLength":1}`, `"ab"`, `""`},
+		{`{"$ref":"#/short","minLength":1}`, `"a"`, `"abc"`},
+		{`{"type":"string"}`, `""`, `1`},
+		{`{"type":"string"}`, `"null"`, `null`},
+		{`{"type":"integer"}`, `-1`, `1.5`},
+		{`{"type":"integer"}`, `1.0`, `"1"`},
+		{`{"type":"integer"}`, `0`, `false`},
+		{`{"type":"array"}`, `[]`, `{}`},
+		{`{"type":"object"}`, `{}`, `[]`},
+		{`{"type":["string","integer"]}`, `1`, `1.5`},
+		{`{"type":["string","integer"]}`, `"1"`, `["string"]`},
+		{`{"properties":{"a":{"type":"string"}}}`, `{"a":"","b":1}`, `{"a":1}`},
+		{`{"properties":{"a":{"properties":{"b":{"const":1}}}}}`, `{"a":{"b":1}}`, `{"a":{"b":2}}`},
+		{`{"required":["a","b"]}`, `{"a":1,"b":null}`, `{"a":1}`},
+		{`{"required":["a"]}`, `[]`, `{"A":1}`},
+		{`{"properties":{"a":{}},"additionalProperties":false}`, `{"a":1}`, `{"a":1,"b":1}`},
+		{`{"additionalProperties":{"type":"integer"}}`, `{"a":1}`, `{"a":1,"b":"2"}`},
+		{`{"items":{"type":"integer"}}`, `[1,2]`, `[1,"2"]`},
+		{`{"enum":["me","admin"]}`, `"admin"`, `"Admin"`},
+		{`{"enum":[[1],{"a":1}]}`, `{"a":1}`, `{"a":2}`},
+		{`{"const":"ok"}`, `"ok"`, `"OK"`},
+		{`{"const":[1]}`, `[1]`, `1`},
+		{`{"oneOf":[{"minimum":1},{"minimum":5}]}`, `1`, `0`},
+		{`{"oneOf":[{"minimum":1},{"minimum":5}]}`, `4`, `5`},
+		{`{"minLength":2}`, `"éé"`, `"é"`},
+		{`{"maxLength":2}`, `"😀😀"`, `"😀😀😀"`},
+		{`{"minimum":2}`, `2`, `1.9`},
+		{`{"maximum":2}`, `2`, `2.1`},
+		{`{"minItems":2}`, `[1,1]`, `[1]`},
+		{`{"uniqueItems":true}`, `[1,"1",[1]]`, `[{"a":1},2,{"a":1}]`},
+	} {
+		var schema, fits, not any
+		decode(t, row.schema, &schema)
+		decode(t, row.fits, &fits)
+		decode(t, row.not, &not)
+		if err := d.fits("value", schema, fits); err != nil {
+			t.Errorf("%s: %s: got %v, want it to fit", row.schema, row.fits, err)
+		}
+		if d.fits("value", schema, not) == nil {
+			t.Errorf("%s: %s: got a fit, want none", row.schema, row.not)
+		}
+	}
+}
+
+func decode(t *testing.T, text string, value any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), value); err != nil {
+		t.Fatalf("%s: %v", text, err)
+	}
+}
+
+// TestCheckerKnowsItsLimits asks for keywords that the checker does not have,
+// wherever they are in a schema.
+func TestCheckerKnowsItsLimits(t *testing.T) {
+	for _, text := range []string{
+		`{"pattern":"^a"}`,
+		`{"type":"string","minlength":1}`,
+		`{"properties":{"a":{"anyOf":[]}}}`,
+		`{"additionalProperties":{"allOf":[]}}`,
+		`{"items":{"maxItems":1}}`,
+		`{"oneOf":[{"const":1},{"not":{}}]}`,
+	} {
+		var schema any
+		decode(t, text, &schema)
+		if err := (description{}).unknown(schema); err == nil {
+			t.Errorf("%s: got %v, want %v", text, err, errUnknownKeyword)
+		}
+	}
+}
+
+// unknown returns an error for each keyword, in a schema and in those within
+// it, that the checker does not know.
+func (d description) unknown(schema any) (err error) {
+	keywords, ok := schema.(map[string]any)
+	if !ok {
+		return nil
+	}
+	properties, _ := keywords["properties"].(map[string]any)
+	within, _ := keywords["oneOf"].([]any)
+	within = slices.AppendSeq(slices.Clone(within), maps.Values(properties))
+	for _, schema := range append(within, keywords["items"], keywords["additionalProperties"]) {
+		err = errors.Join(err, d.unknown(schema))
+	}
+	for keyword := range keywords {
+		if fault := d.fitsKeyword("schema", keywords, keyword, nil); errors.Is(fault, errUnknownKeyword) {
+			err = errors.Join(err, fault)
+		}
+	}
+	return err
+}
+
+// TestDescriptionIsSound fails for a reference that leads nowhere, a keyword
+// that the checker does not know, and an example that its own schema refuses.
+func TestDescriptionIsSound(t *testing.T) {
+	d := readDescription(t)
+	for name, schema := range d.members(map[string]any(d), "components", "schemas") {
+		if err := d.unknown(schema); err != nil {
+			t.Errorf("docs/openapi.json.components.schemas.%s: %v", name, err)
+		}
+	}
+	walk("docs/openapi.json", map[string]any(d), func(at string, object map[string]any) {
+		if ref, ok := object["$ref"]; ok && d.find(object) == nil {
+			t.Errorf("%s: got a reference to %v, want one to what is there", at, ref)
+		}
+		if schema, ok := object["schema"]; ok {
+			err := d.unknown(schema)
+			if example, ok := object["example"]; ok {
+				err = errors.Join(err, d.fits("example", schema, example))
+			}
+			for _, name := range sortedKeys(d.members(object, "examples")) {
+				err = errors.Join(err, d.fits(name, schema, d.find(object, "examples", name, "value")))
+			}
+			if err != nil {
+				t.Errorf("%s: %v", at, err)
+			}
+		}
+	})
+}
+
+// walk visits a JSON object and all objects within it.
+func walk(at string, value any, visit func(at string, object map[string]any)) {
+	switch value := value.(type) {
+	case map[string]any:
+		visit(at, value)
+		for name, member := range value {
+			walk(at+"."+name, member, visit)
+		}
+	case []any:
+		for i, item := range value {
+			walk(at+"."+strconv.Itoa(i), item, visit)
+		}
+	}
+}
+
+// TestEveryRouteIsDescribed compares the operations with the routes.
+func TestEveryRouteIsDescribed(t *testing.T) {
+	var routes, described []string
+	for _, route := range new(server).routes() {
+		routes = append(routes, strings.ToLower(route.method)+" "+route.path)
+	}
+	paths := readDescription(t)["paths"].(map[string]any)
+	for path, item := range paths {
+		for method := range item.(map[string]any) {
+			described = append(described, method+" "+path)
+		}
+	}
+	slices.Sort(routes)
+	slices.Sort(described)
+	if !slices.Equal(described, routes) {
+		t.Errorf("docs/openapi.json: got %q, want the routes %q", described, routes)
+	}
+}
+
+// TestDescribedAnswers holds answers against the description that differ from
+// it in one thing each.
+func TestDescribedAnswers(t *testing.T) {
+	d := readDescription(t)
+	base := "Content-Type: application/json\nX-Request-Id: 1\nX-Content-Type-Options: nosniff\nCache-Control: no-store\n"
+	user := `{"id":"1","email":"a@example.com","name":"A","scopes":["me"]}`
+	for _, row := range []struct {
+		name, request string
+		status        int
+		header, body  string
+		want          string // a part of the error, empty for none
+	}{
+		{"a user", "GET /me", 200, base, user, ""},
+		{"a method that is not described", "HEAD /me", 200, "", "", ""},
+		{"a method in another letter case", "get /me", 405, "", "", ""},
+		{"a path that is not described", "GET /nope", 404, "", "", ""},
+		{"a query beside a described path", "GET /admin/users?limit=1", 418, base, user, "status: got 418"},
+		{"a status that is not described", "GET /me", 403, base, user, "status: got 403"},
+		{"no header where one is required", "GET /me", 200, strings.Replace(base, "Cache", "X", 1), user, "Cache-Control: got none"},
+		{"a header of another value", "GET /me", 200, strings.Replace(base, "no-store", "public", 1), user, "Cache-Control: got public"},
+		{"another media type", "GET /me", 200, strings.Replace(base, "json", "xml", 1), user, `Content-Type: got "application/xml"`},
+		{"a body that is no JSON", "GET /me", 200, base, user + "]", "body: got "},
+		{"a body with a member too many", "GET /me", 200, base, strings.Replace(user, "{", `{"hash":"x",`, 1), "body.hash: got x"},
+		{"a body with a member too few", "GET /me", 200, base, strings.Replace(user, "name", "Name", 1), "want required"},
+		{"a wait in seconds", "POST /auth/login", 429, base + "Retry-After: 7\n", `{"detail":"x"}`, ""},
+		{"a wait that is a date", "POST /auth/login", 429, base + "Retry-After: Sun\n", `{"detail":"x"}`, "Retry-After: got Sun"},
+		{"a wait of nothing", "POST /auth/login", 429, base + "Retry-After: 0\n", `{"detail":"x"}`, "Retry-After: got 0"},
+	} {
+		header := http.Header{}
+		for line := range strings.Lines(row.header) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+			header.Add(name, value)
+		}
+		err := d.allows(row.request, answer{row.status, header, row.body})
+		if got := fmt.Sprint(err); (err == nil) != (row.want == "") || !strings.Contains(got, row.want) {
+			t.Errorf("%s: got %v, want %q", row.name, err, row.want)
+		}
+	}
+}
+
+// TestDescribedExamples sends each example of a request, in the order of the
+// routes, so that the account is there when its owner logs in. The answer has
+// the status under which the description has an example of the same name. A
+// refusal is the example word for word.
+func TestDescribedExamples(t *testing.T) {
+	s := startServer(t)
+	sample := s.described.find(map[string]any(s.described), "components", "examples", "TokenPair", "value", "refresh_token")
+	pair := map[string]any{}
+	sent := 0
+	for _, route := range new(server).routes() {
+		for _, ex := range s.described.requestExamples(route) {
+			if ex.values["refresh_token"] == sample {
+				ex.values["refresh_token"] = pair["refresh_token"]
+			}
+			contentType, body := encode(t, ex.media, ex.values)
+			got := s.send(t, ex.request, []string{"Content-Type: " + contentType}, body)
+			ex.check(t, got)
+			if err := s.described.allows(ex.request, got); err != nil {
+				t.Errorf("%s, example %s: %v", ex.request, ex.name, err)
+			}
+			if got.status < 300 {
+				decode(t, got.body, &pair)
+			}
+			sent++
+		}
+	}
+	if sent == 0 {
+		t.Error("docs/openapi.json: got no example of a request, want at least one")
+	}
+}
+
+// A requestExample is an example of a request, and those of its operation's
+// responses that have the same name.
+type requestExample struct {
+	request, name, media string
+	values               map[string]any
+	answers              map[string]any // by status
+}
+
+// requestExamples returns the examples of a route's operation in the order of
+// their media types and names.
+func (d description) requestExamples(r route) (examples []requestExample) {
+	operation := d.operation(r.method, r.path)
+	content := d.members(operation, "requestBody", "content")
+	for _, media := range sortedKeys(content) {
+		for _, name := range sortedKeys(d.members(content, media, "examples")) {
+			ex := requestExample{request: r.method + " " + r.path, name: name, media: media, answers: map[string]any{}}
+			ex.values = maps.Clone(d.members(content, media, "examples", name, "value"))
+			for status := range d.members(operation, "responses") {
+				answer := d.find(operation, "responses", status, "content", "application/json", "examples", name, "value")
+				if answer != nil {
+					ex.answers[status] = answer
+				}
+			}
+			examples = append(examples, ex)
+		}
+	}
+	return examples
+}
+
+func (ex requestExample) check(t *testing.T, got answer) {
+	t.Helper()
+	want, ok := ex.answers[strconv.Itoa(got.status)]
+	if !ok || len(ex.answers) != 1 {
+		t.Errorf("%s, example %s: got %d, want the one status in %q", ex.request, ex.name, got.status, sortedKeys(ex.answers))
+	}
+	text, _ := json.Marshal(want)
+	if got, want := canonical(got.body), canonical(string(text)); ok && strings.HasPrefix(got, `{"detail":`) && got != want {
+		t.Errorf("%s, example %s: got %s, want %s", ex.request, ex.name, got, want)
+	}
+}
+
+// encode writes values as a body of a media type, and returns its Content-Type
+// with it.
+func encode(t *testing.T, media string, values map[string]any) (contentType, body string) {
+	t.Helper()
+	form := url.Values{}
+	var out bytes.Buffer
+	parts := multipart.NewWriter(&out)
+	for _, name := range sortedKeys(values) {
+		form.Set(name, fmt.Sprint(values[name]))
+		parts.WriteField(name, fmt.Sprint(values[name]))
+	}
+	parts.Close()
+	switch media {
+	case "application/json":
+		text, _ := json.Marshal(values)
+		return media, string(text)
+	case "application/x-www-form-urlencoded":
+		return media, form.Encode()
+	case "multipart/form-data":
+		return parts.FormDataContentType(), out.String()
+	}
+	t.Fatalf("docs/openapi.json: got an example in %s, want a media type that this test can write", media)
+	return "", ""
 }
