@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strconv"
@@ -335,20 +336,42 @@ func newUUID() string {
 	return string(text[:])
 }
 
-// checkPassword returns the user who has the address and the password. An unknown address takes the same time as a
-// wrong password, by the same way: there the password is held against the decoy.
-func (s *server) checkPassword(ctx context.Context, address, password string) (user, error) {
+// checkPassword returns the user who has the address and the password, if the client may try. An unknown address takes
+// the same time as a wrong password, by the same way: there the password is held against the decoy.
+//
+// The throttle is asked twice: before the wait for a turn to hash, and when it is the request's turn, since the requests
+// before it may have failed meanwhile. So no more of those that come at once are tried than hashes run at once.
+func (s *server) checkPassword(ctx context.Context, client netip.Addr, address, password string) (user, error) {
+	key := addressKey(address)
+	if err := s.throttle.check(key, client); err != nil {
+		return user{}, err
+	}
 	release, err := s.passwords.admit(ctx)
 	if err != nil {
 		return user{}, err
 	}
 	defer release()
+	if err := s.throttle.check(key, client); err != nil {
+		return user{}, err
+	}
+	u, err := s.verifyPassword(address, password)
+	if errors.Is(err, errMismatch) || errors.Is(err, errUnknownAddress) {
+		s.throttle.failed(key, client)
+	} else if err == nil {
+		s.throttle.succeeded(key, client)
+	}
+	return u, err
+}
+
+// verifyPassword is checkPassword for who is admitted to hash. A hash that was made in another way than today's is made
+// anew: there is no other time at which the password is known.
+func (s *server) verifyPassword(address, password string) (user, error) {
 	u, known := s.users.withAddress(address)
 	encoded := s.passwords.decoy
 	if known {
 		encoded = u.hash.reveal()
 	}
-	err = s.passwords.verify(password, encoded)
+	err := s.passwords.verify(password, encoded)
 	if !known {
 		return user{}, errUnknownAddress
 	}

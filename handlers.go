@@ -15,7 +15,6 @@ import (
 	"maps"
 	"mime"
 	"mime/multipart"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -128,7 +127,7 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 	if err := in.err(); err != nil {
 		return err
 	}
-	u, err := s.checkPassword(r.Context(), address, password)
+	u, err := s.checkPassword(r.Context(), clientAddress(r, s.proxies), address, password)
 	if err != nil {
 		return answerFor(err).audit("login refused", err, s.addressHash(address))
 	}
@@ -347,6 +346,7 @@ var (
 	errConflict         = &httpError{status: http.StatusConflict, detail: "email already registered"}
 	errBodyTooLarge     = &httpError{status: http.StatusRequestEntityTooLarge, detail: "Content Too Large"}
 	errInternal         = &httpError{status: http.StatusInternalServerError, detail: "Internal Server Error"}
+	errTooManyAttempts  = &httpError{status: http.StatusTooManyRequests, detail: "too many attempts"}
 	errHashingFull      = &httpError{status: http.StatusServiceUnavailable, detail: "busy, try again", retryAfter: time.Second}
 )
 
@@ -371,9 +371,14 @@ func (e httpError) challenge(scope, code string) *httpError {
 // answerFor returns the answer to an error. One that no line here names is a fault of ours.
 func answerFor(err error) *httpError {
 	var known *httpError
+	var throttled *throttledError
 	switch {
 	case errors.As(err, &known):
 		return known
+	case errors.As(err, &throttled):
+		answer := *errTooManyAttempts
+		answer.retryAfter = throttled.wait
+		return &answer
 	case errors.Is(err, errMismatch), errors.Is(err, errUnknownAddress):
 		return errBadLogin
 	case errors.Is(err, errAddressTaken):
@@ -508,7 +513,7 @@ func (s *server) logRequest(rec *recorder, r *http.Request, took time.Duration) 
 		slog.Int("status", rec.status),
 		slog.Int("bytes", rec.bytes),
 		slog.Duration("duration", took),
-		slog.String("client", clientAddress(r)),
+		slog.String("client", clientAddress(r, s.proxies).String()),
 		requestID(rec),
 	)
 }
@@ -520,15 +525,6 @@ func (s *server) event(w http.ResponseWriter, r *http.Request, event string, att
 
 func requestID(w http.ResponseWriter) slog.Attr {
 	return slog.String("request_id", w.Header().Get("X-Request-Id"))
-}
-
-// clientAddress returns the address from which a request's connection comes.
-func clientAddress(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
 }
 
 // An input is what a request says, member by member, with the faults found in it so far.

@@ -53,7 +53,7 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 		return fmt.Errorf(".env: %w", err)
 	}
 	cfg, err := loadSettings(environ, string(dotenv))
-	log := slog.New(slog.NewTextHandler(stderr, nil))
+	log := newLogger(cfg.logFormat, stderr)
 	for _, unknown := range cfg.unknown {
 		log.Warn("unknown variable", slog.String("name", unknown), slog.String("nearest", nearestSetting(unknown)))
 	}
@@ -69,7 +69,15 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 		listener.Close()
 		return err
 	}
-	return s.serve(ctx, listener)
+	return s.serve(ctx, listener, defaultTimeouts)
+}
+
+// newLogger writes lines of text, or of JSON.
+func newLogger(format string, w io.Writer) *slog.Logger {
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, nil))
+	}
+	return slog.New(slog.NewTextHandler(w, nil))
 }
 
 // A server is the service: what its handlers share.
@@ -77,6 +85,8 @@ type server struct {
 	users     *users
 	passwords *passwords
 	tokens    *tokens
+	throttle  *throttle
+	proxies   []netip.Prefix // whose X-Forwarded-For counts
 	log       *slog.Logger
 	logKey    []byte // for what the log may only recognise, not read
 	docs      bool   // whether /docs and /openapi.json are served
@@ -92,15 +102,19 @@ func newServer(cfg settings, now func() time.Time, log *slog.Logger) (*server, e
 		users:     newUsers(),
 		passwords: newPasswords(cfg.argon2),
 		tokens: &tokens{
-			keys:       []*hmacKey{newHMACKey([]byte(cfg.jwtSecret.reveal()))},
+			keys:       newKeys(append([]secret{cfg.jwtSecret}, cfg.previousSecrets...)),
 			issuer:     cfg.issuer,
 			accessTTL:  cfg.accessTTL,
 			refreshTTL: cfg.refreshTTL,
 			now:        now,
 		},
-		log:    log,
-		logKey: logKey,
-		docs:   cfg.docs,
+		proxies: cfg.trustedProxies,
+		log:     log,
+		logKey:  logKey,
+		docs:    cfg.docs,
+	}
+	if cfg.throttle {
+		s.throttle = newThrottle(now)
 	}
 	if cfg.adminEmail == "" {
 		return s, nil
@@ -111,6 +125,14 @@ func newServer(cfg settings, now func() time.Time, log *slog.Logger) (*server, e
 	return s, s.users.add(admin)
 }
 
+func newKeys(secrets []secret) []*hmacKey {
+	var keys []*hmacKey
+	for _, s := range secrets {
+		keys = append(keys, newHMACKey([]byte(s.reveal())))
+	}
+	return keys
+}
+
 // addressHash is what the log says of an address that fails to log in, which may be a password in the wrong field.
 func (s *server) addressHash(address string) slog.Attr {
 	mac := hmac.New(sha256.New, s.logKey)
@@ -118,30 +140,36 @@ func (s *server) addressHash(address string) slog.Attr {
 	return slog.String("address_hash", hex.EncodeToString(mac.Sum(nil)[:8]))
 }
 
-// Time that a client has. The body's is a part of the request's. The answer's begins when the headers are read, so that
-// it includes the wait for a hash.
-const (
-	headerTimeout  = 5 * time.Second
-	requestTimeout = 10 * time.Second
-	answerTimeout  = 30 * time.Second
-	idleTimeout    = 2 * time.Minute
+// timeouts are what a client has time for.
+type timeouts struct {
+	header   time.Duration // to send the header of a request
+	request  time.Duration // to send all of it, its body included
+	answer   time.Duration // from there until it has taken the answer, the wait for a hash included
+	idle     time.Duration // between two requests
+	shutdown time.Duration // for requests in flight when the service is to end
+}
 
-	// shutdownTimeout is what requests in flight have when the server is to end.
-	shutdownTimeout = 10 * time.Second
+var defaultTimeouts = timeouts{
+	header:   5 * time.Second,
+	request:  10 * time.Second,
+	answer:   30 * time.Second,
+	idle:     2 * time.Minute,
+	shutdown: 10 * time.Second,
+}
 
-	maxHeader = 16 << 10 // in bytes
-)
+// maxHeader bounds the header of a request, in bytes. net/http adds 4096 to what it is given.
+const maxHeader = 16 << 10
 
 // serve answers requests until ctx ends.
-func (s *server) serve(ctx context.Context, listener net.Listener) error {
+func (s *server) serve(ctx context.Context, listener net.Listener, limits timeouts) error {
 	hs := &http.Server{
 		Handler:                      s.handler(),
 		DisableGeneralOptionsHandler: true,
-		ReadHeaderTimeout:            headerTimeout,
-		ReadTimeout:                  requestTimeout,
-		WriteTimeout:                 answerTimeout,
-		IdleTimeout:                  idleTimeout,
-		MaxHeaderBytes:               maxHeader - 4096, // net/http adds 4096 to it.
+		ReadHeaderTimeout:            limits.header,
+		ReadTimeout:                  limits.request,
+		WriteTimeout:                 limits.answer,
+		IdleTimeout:                  limits.idle,
+		MaxHeaderBytes:               maxHeader - 4096,
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 	failed := make(chan error, 1)
@@ -153,7 +181,7 @@ func (s *server) serve(ctx context.Context, listener net.Listener) error {
 	case <-ctx.Done():
 	}
 	s.log.Info("shutting down")
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limits.shutdown)
 	defer cancel()
 	if err := hs.Shutdown(ctx); err != nil {
 		s.log.Warn("requests cut off", slog.Any("reason", err))
@@ -204,16 +232,20 @@ func (c jsonConn) Write(b []byte) (int, error) {
 
 // settings are what the owner of the service decides.
 type settings struct {
-	jwtSecret     secret
-	issuer        string
-	accessTTL     time.Duration
-	refreshTTL    time.Duration
-	addr          string
-	adminEmail    string
-	adminPassword secret
-	argon2        argon2Params
-	docs          bool
-	unknown       []string // names in the environment that begin like ours
+	jwtSecret       secret
+	previousSecrets []secret
+	issuer          string
+	accessTTL       time.Duration
+	refreshTTL      time.Duration
+	addr            string
+	adminEmail      string
+	adminPassword   secret
+	argon2          argon2Params
+	throttle        bool
+	trustedProxies  []netip.Prefix
+	docs            bool
+	logFormat       string
+	unknown         []string // names in the environment that begin like ours
 }
 
 const (
@@ -235,6 +267,8 @@ type setting struct {
 func knownSettings() []setting {
 	return []setting{
 		{"APP_JWT_SECRET", "", (*settings).readJWTSecret},
+		{"APP_JWT_SECRET_FILE", "", readElsewhere},
+		{"APP_JWT_PREVIOUS_SECRETS", "", (*settings).readPreviousSecrets},
 		{"APP_JWT_ALGORITHM", "HS256", func(_ *settings, text string) error {
 			if text != "HS256" {
 				return errors.New("only HS256 is supported")
@@ -257,19 +291,73 @@ func knownSettings() []setting {
 		{"APP_ADDR", "127.0.0.1:8000", (*settings).readAddr},
 		{"APP_ADMIN_EMAIL", "admin@example.com", (*settings).readAdminEmail},
 		{"APP_ADMIN_PASSWORD", documentedPassword, (*settings).readAdminPassword},
+		{"APP_ADMIN_PASSWORD_FILE", "", readElsewhere},
+		{"APP_ARGON2", "m=65536,t=3,p=4", (*settings).readArgon2},
+		{"APP_THROTTLE", "on", func(cfg *settings, text string) error { return readSwitch(&cfg.throttle, text) }},
+		{"APP_TRUSTED_PROXIES", "", (*settings).readTrustedProxies},
 		{"APP_DOCS", "on", func(cfg *settings, text string) error { return readSwitch(&cfg.docs, text) }},
+		{"APP_LOG", "text", func(cfg *settings, text string) error {
+			cfg.logFormat = text
+			if text != "text" && text != "json" {
+				return errors.New("want text or json")
+			}
+			return nil
+		}},
 	}
 }
 
 func (cfg *settings) readJWTSecret(text string) error {
 	cfg.jwtSecret = newSecret(text)
-	switch {
-	case text == "":
+	if text == "" {
 		return fmt.Errorf("missing; %s", howToMakeSecret)
-	case len(text) < minSecret:
+	}
+	return checkSecretLength(text)
+}
+
+func checkSecretLength(text string) error {
+	if len(text) < minSecret {
 		return fmt.Errorf("want at least %d bytes, got %d; %s", minSecret, len(text), howToMakeSecret)
 	}
 	return nil
+}
+
+// readPreviousSecrets reads secrets with commas between them. Tokens that they signed hold until they end, so that a new
+// secret logs nobody out.
+func (cfg *settings) readPreviousSecrets(text string) error {
+	if text == "" {
+		return nil
+	}
+	for i, previous := range strings.Split(text, ",") {
+		if err := checkSecretLength(previous); err != nil {
+			return fmt.Errorf("secret %d: %w", i+1, err)
+		}
+		cfg.previousSecrets = append(cfg.previousSecrets, newSecret(previous))
+	}
+	return nil
+}
+
+// readElsewhere is for the name of a file, which readFiles has read by now.
+func readElsewhere(*settings, string) error { return nil }
+
+// readFiles sets the variables that are to be read from a file, NAME_FILE being its path. A line break at the file's end
+// is no part of the value.
+func readFiles(values map[string]string) (faults []error) {
+	for _, name := range []string{"APP_JWT_SECRET", "APP_ADMIN_PASSWORD"} {
+		path := values[name+"_FILE"]
+		if path == "" {
+			continue
+		}
+		content, err := os.ReadFile(path)
+		switch {
+		case values[name] != "":
+			faults = append(faults, fmt.Errorf("%s_FILE: %s is set as well", name, name))
+		case err != nil:
+			faults = append(faults, fmt.Errorf("%s_FILE: %w", name, err))
+		default:
+			values[name] = strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
+		}
+	}
+	return faults
 }
 
 // readDuration reads a whole number of units from 1 to most.
@@ -303,6 +391,62 @@ func (cfg *settings) readAddr(text string) error {
 	return nil
 }
 
+// The least parameters that OWASP's Password Storage Cheat Sheet allows for argon2id.
+var owaspFloor = argon2Params{memory: 19456, time: 2, threads: 1}
+
+// memoryPerHash is how much memory a flood of logins takes, as a multiple of what the hashes that run at once take: the
+// blocks of those before them are not collected at once. Measured: 194 MiB with one hash of 64 MiB.
+const memoryPerHash = 3
+
+func (cfg *settings) readArgon2(text string) (err error) {
+	if cfg.argon2, err = parseArgon2Params(text); err != nil {
+		return err
+	}
+	if cfg.argon2.memory < owaspFloor.memory || cfg.argon2.time < owaspFloor.time {
+		return fmt.Errorf("want at least %s", owaspFloor)
+	}
+	need := uint64(cfg.argon2.memory) << 10 * uint64(hashesAtOnce(cfg.argon2)) * memoryPerHash
+	if have := availableMemory(); need > have {
+		return fmt.Errorf("%s takes up to %d MiB here, and there are %d", text, need>>20, have>>20)
+	}
+	return nil
+}
+
+// availableMemory returns the bytes of memory that this process may take, as far as Linux and the Go runtime tell: the
+// least of the machine's, the control group's and GOMEMLIMIT.
+func availableMemory() uint64 {
+	have := uint64(debug.SetMemoryLimit(-1))
+	if text, err := os.ReadFile("/sys/fs/cgroup/memory.max"); err == nil {
+		if n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil {
+			have = min(have, n)
+		}
+	}
+	var info syscall.Sysinfo_t
+	if syscall.Sysinfo(&info) == nil {
+		have = min(have, uint64(info.Totalram)*uint64(info.Unit))
+	}
+	return have
+}
+
+// readTrustedProxies reads networks (CIDR) or addresses with commas between them.
+func (cfg *settings) readTrustedProxies(text string) error {
+	if text == "" {
+		return nil
+	}
+	for _, item := range strings.Split(text, ",") {
+		item = strings.TrimSpace(item)
+		prefix, err := netip.ParsePrefix(item)
+		if addr, addrErr := netip.ParseAddr(item); addrErr == nil {
+			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+		}
+		if err != nil {
+			return fmt.Errorf("%q: want networks as 10.0.0.0/8, with commas between them", item)
+		}
+		cfg.trustedProxies = append(cfg.trustedProxies, prefix.Masked())
+	}
+	return nil
+}
+
 func (cfg *settings) readAdminEmail(text string) (err error) {
 	if text != "" {
 		cfg.adminEmail, err = parseAddress(text)
@@ -321,7 +465,7 @@ func (cfg *settings) readAdminPassword(text string) error {
 // loadSettings takes each setting from the environment, else from the text of .env, else its default. Its error names
 // every fault, a line each.
 func loadSettings(environ []string, dotenv string) (settings, error) {
-	cfg := settings{argon2: argon2Params{memory: 64 << 10, time: 3, threads: 4}}
+	cfg := settings{}
 	values, faults := parseDotenv(dotenv)
 	for _, pair := range environ {
 		name, value, _ := strings.Cut(pair, "=")
@@ -331,6 +475,7 @@ func loadSettings(environ []string, dotenv string) (settings, error) {
 			cfg.unknown = append(cfg.unknown, name)
 		}
 	}
+	faults = append(faults, readFiles(values)...)
 	for _, setting := range knownSettings() {
 		text, ok := values[setting.name]
 		if !ok {
@@ -386,7 +531,7 @@ func parseDotenv(text string) (values map[string]string, faults []error) {
 		case !ok:
 			faults = append(faults, fmt.Errorf(".env line %d: want NAME=value", i+1))
 		case !isKnown(name):
-			faults = append(faults, fmt.Errorf(".env line %d: %s is not a setting; did you mean %s?", i+1, showName(name), nearestSetting(name)))
+			faults = append(faults, fmt.Errorf(".env line %d: %w", i+1, unknownName(name)))
 		case twice:
 			faults = append(faults, fmt.Errorf(".env line %d: %s is set twice", i+1, name))
 		}
@@ -395,12 +540,14 @@ func parseDotenv(text string) (values map[string]string, faults []error) {
 	return values, faults
 }
 
-// showName returns the name, unless it hardly can be one: it may be a part of a secret.
-func showName(name string) string {
-	if editDistance(strings.ToUpper(name), nearestSetting(name)) > 5 {
-		return "this name"
+// unknownName names a slip of the pen and what it may have been meant for, but not what is far from any name of a
+// setting: that may be a part of a secret.
+func unknownName(name string) error {
+	nearest := nearestSetting(name)
+	if editDistance(strings.ToUpper(name), nearest) > 5 {
+		return errors.New("not the name of a setting")
 	}
-	return name
+	return fmt.Errorf("%s is not a setting; did you mean %s?", name, nearest)
 }
 
 // unquote takes the quotes off a value, or the comment that follows one without.
