@@ -281,9 +281,10 @@ func (t *tokens) issuePair(u user) tokenPair {
 // issue signs one token.
 func (t *tokens) issue(u user, typ string, ttl time.Duration) string {
 	now := t.now().Unix()
+	var scopes [4]string
 	c := claims{
 		subject:  u.id,
-		scopes:   u.scopes.list(),
+		scopes:   u.scopes.appendTo(scopes[:0]),
 		typ:      typ,
 		id:       newUUID(),
 		issuedAt: float64(now),

@@ -473,10 +473,10 @@ func (rec *recorder) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
 func (s *server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		h := w.Header()
-		h.Set("X-Request-Id", rand.Text())
-		h.Set("X-Content-Type-Options", "nosniff")
 		rec := &recorder{ResponseWriter: w}
+		h := w.Header()
+		h["X-Request-Id"] = []string{rand.Text()}
+		h["X-Content-Type-Options"] = noSniff
 		defer func() {
 			aborted := s.recovered(rec, r, recover())
 			s.logRequest(rec, r, time.Since(start))
@@ -498,6 +498,7 @@ func (s *server) recovered(rec *recorder, r *http.Request, p any) (aborted bool)
 	if rec.status != 0 {
 		return true
 	}
+	rec.Header().Del("Content-Length")
 	s.fail(rec, r, errInternal)
 	return false
 }
@@ -524,7 +525,7 @@ func (s *server) event(w http.ResponseWriter, r *http.Request, event string, att
 }
 
 func requestID(w http.ResponseWriter) slog.Attr {
-	return slog.String("request_id", w.Header().Get("X-Request-Id"))
+	return slog.String("request_id", w.Header()["X-Request-Id"][0])
 }
 
 // An input is what a request says, member by member, with the faults found in it so far.
@@ -838,16 +839,24 @@ func writeJSON(w http.ResponseWriter, status int, v any) error {
 // writeBody answers with JSON. An error in writing it is the client's, who is gone.
 func writeBody(w http.ResponseWriter, status int, body []byte) error {
 	setJSON(w)
-	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	w.Write(body)
 	return nil
 }
 
+// Values of headers that are on nearly every answer, under names in their canonical form. Nobody changes a value in
+// place, so that all answers can share them.
+var (
+	noSniff  = []string{"nosniff"}
+	noStore  = []string{"no-store"}
+	jsonType = []string{"application/json"}
+)
+
 // setJSON sets the headers of every answer in JSON: none is for a cache (RFC 6749 5.1).
 func setJSON(w http.ResponseWriter) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
+	h := w.Header()
+	h["Content-Type"] = jsonType
+	h["Cache-Control"] = noStore
 }
 
 // appendUser appends what the world sees of a user.
@@ -858,12 +867,8 @@ func appendUser(dst []byte, u user) []byte {
 	dst = appendJSONString(dst, u.email)
 	dst = append(dst, `,"name":`...)
 	dst = appendJSONString(dst, u.name)
-	dst = append(dst, `,"scopes":[`...)
-	for i, scope := range u.scopes.list() {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = appendJSONString(dst, scope)
-	}
-	return append(dst, "]}"...)
+	dst = append(dst, `,"scopes":`...)
+	var scopes [4]string
+	dst = appendJSONStrings(dst, u.scopes.appendTo(scopes[:0]))
+	return append(dst, '}')
 }

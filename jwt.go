@@ -257,14 +257,9 @@ func (c *claims) checkParties(issuer, typ string) error {
 func (c *claims) appendJSON(dst []byte) []byte {
 	dst = append(dst, `{"sub":`...)
 	dst = appendJSONString(dst, c.subject)
-	dst = append(dst, `,"scopes":[`...)
-	for i, scope := range c.scopes {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = appendJSONString(dst, scope)
-	}
-	dst = append(dst, `],"type":`...)
+	dst = append(dst, `,"scopes":`...)
+	dst = appendJSONStrings(dst, c.scopes)
+	dst = append(dst, `,"type":`...)
 	dst = appendJSONString(dst, c.typ)
 	dst = append(dst, `,"jti":`...)
 	dst = appendJSONString(dst, c.id)
@@ -277,11 +272,23 @@ func (c *claims) appendJSON(dst []byte) []byte {
 	return append(dst, '}')
 }
 
+// appendJSONStrings appends a JSON array of strings.
+func appendJSONStrings(dst []byte, list []string) []byte {
+	dst = append(dst, '[')
+	for i, s := range list {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendJSONString(dst, s)
+	}
+	return append(dst, ']')
+}
+
 // appendJSONString appends a JSON string. Nearly all that we write needs no escape and is copied as it is.
 func appendJSONString(dst []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			quoted, _ := json.Marshal(s) // It has no error for a string.
+			quoted, _ := json.Marshal(strings.Clone(s)) // It has no error for a string, and takes it to the heap.
 			return append(dst, quoted...)
 		}
 	}

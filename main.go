@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/hkdf"
 	"crypto/hmac"
@@ -217,6 +218,9 @@ var plainAnswer = regexp.MustCompile(`^HTTP/1\.1 ([45]\d\d) [^\r\n]*\r\n(?:` +
 	`Connection: close\r\nDate: [^\r\n]*\r\nContent-Length: 0)\r\n\r\n`)
 
 func (c jsonConn) Write(b []byte) (int, error) {
+	if !bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {
+		return c.TCPConn.Write(b)
+	}
 	m := plainAnswer.FindSubmatch(b)
 	if m == nil {
 		return c.TCPConn.Write(b)
@@ -416,14 +420,14 @@ func (cfg *settings) readArgon2(text string) (err error) {
 // least of the machine's, the control group's and GOMEMLIMIT.
 func availableMemory() uint64 {
 	have := uint64(debug.SetMemoryLimit(-1))
-	if text, err := os.ReadFile("/sys/fs/cgroup/memory.max"); err == nil {
-		if n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil {
-			have = min(have, n)
-		}
+	group, _ := os.ReadFile("/sys/fs/cgroup/memory.max")
+	if n, err := strconv.ParseUint(strings.TrimSpace(string(group)), 10, 64); err == nil {
+		have = min(have, n)
 	}
-	var info syscall.Sysinfo_t
-	if syscall.Sysinfo(&info) == nil {
-		have = min(have, uint64(info.Totalram)*uint64(info.Unit))
+	machine, _ := os.ReadFile("/proc/meminfo")
+	var kib uint64
+	if n, _ := fmt.Sscanf(string(machine), "MemTotal: %d kB", &kib); n == 1 {
+		have = min(have, kib<<10)
 	}
 	return have
 }

@@ -19,14 +19,21 @@ type user struct {
 	hash   secret // of the password, in the PHC string format
 }
 
-// scopes is a list of scopes with spaces between them (RFC 6749 3.3).
+// scopes is a list of scopes with one space between two (RFC 6749 3.3).
 type scopes string
 
-// list returns the scopes one by one.
-func (s scopes) list() []string { return strings.Fields(string(s)) }
+// appendTo appends the scopes one by one.
+func (s scopes) appendTo(list []string) []string {
+	for rest := string(s); rest != ""; {
+		var scope string
+		scope, rest, _ = strings.Cut(rest, " ")
+		list = append(list, scope)
+	}
+	return list
+}
 
-// has reports whether the scope is one of the list.
-func (s scopes) has(scope string) bool { return slices.Contains(s.list(), scope) }
+// has reports whether the scope is one of them.
+func (s scopes) has(scope string) bool { return slices.Contains(s.appendTo(nil), scope) }
 
 var (
 	errAddressTaken = errors.New("email already registered")
