@@ -145,6 +145,12 @@ func addressKey(address string) string {
 // foldRune returns the same rune for all that differ in letter case alone: the lower case of the least of them. K, k
 // and the Kelvin sign are three of one kind.
 func foldRune(r rune) rune {
+	if r <= unicode.MaxASCII {
+		if 'A' <= r && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}
 	least := r
 	for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {
 		least = min(least, next)
