@@ -164,7 +164,7 @@ const (
 // its parameters and as many cores as it has lanes; whoever wants one computed is admitted first.
 type passwords struct {
 	params  argon2Params
-	decoy   string        // a hash with params that no password has
+	decoy   secret        // a hash with params that no password has
 	slots   chan struct{} // holds one token for each hash that runs
 	queued  atomic.Int64  // requests that wait for a slot
 	maxWait time.Duration
@@ -174,7 +174,7 @@ func newPasswords(params argon2Params) *passwords {
 	decoy := phc{params, randomBytes(saltLen), randomBytes(hashLen)}
 	return &passwords{
 		params:  params,
-		decoy:   decoy.String(),
+		decoy:   newSecret(decoy.String()),
 		slots:   make(chan struct{}, hashesAtOnce(params)),
 		maxWait: maxHashWait,
 	}
@@ -308,7 +308,10 @@ func (t *tokens) verify(token, typ string) (claims, error) {
 	if err := c.checkTime(t.now()); err != nil {
 		return claims{}, err
 	}
-	return c, c.checkParties(t.issuer, typ)
+	if err := c.checkParties(t.issuer, typ); err != nil {
+		return claims{}, err
+	}
+	return c, nil
 }
 
 // open returns the payload of a token that one of the keys signed.
@@ -368,19 +371,19 @@ func (s *server) checkPassword(ctx context.Context, client netip.Addr, address, 
 // anew: there is no other time at which the password is known.
 func (s *server) verifyPassword(address, password string) (user, error) {
 	u, known := s.users.withAddress(address)
-	encoded := s.passwords.decoy
+	hash := s.passwords.decoy
 	if known {
-		encoded = u.hash.reveal()
+		hash = u.hash
 	}
-	err := s.passwords.verify(password, encoded)
+	err := s.passwords.verify(password, hash.reveal())
 	if !known {
 		return user{}, errUnknownAddress
 	}
 	if err != nil {
 		return user{}, err
 	}
-	if s.passwords.outdated(encoded) {
-		hash := s.passwords.hash(password)
+	if s.passwords.outdated(hash.reveal()) {
+		hash = s.passwords.hash(password)
 		s.users.update(u.id, func(u *user) { u.hash = hash })
 	}
 	return u, nil

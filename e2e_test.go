@@ -147,8 +147,14 @@ func (s *liveServer) note(t *testing.T, request, body string, header http.Header
 	s.ids[id] = true
 }
 
-// checkLog fails if the log lacks a request that was answered, or holds what
-// none may: a secret, a password, a hash or a token.
+// logLine is what a record looks like: one line, and in it one level and one message.
+var logLine = map[string]*regexp.Regexp{
+	"text": regexp.MustCompile(`^time=\S+ level=(?:INFO|WARN|ERROR) msg=(?:\w+|"[\w ]+")(?: [a-z_]+=(?:[^\s"=]*|"(?:[^"\\]|\\.)*"))*\n$`),
+	"json": regexp.MustCompile(`^{"time":"[^"]+","level":"(?:INFO|WARN|ERROR)","msg":"[\w ]+"(?:,"[a-z_]+":(?:\d+|"(?:[^"\\]|\\.)*"))*}\n$`),
+}
+
+// checkLog fails if the log lacks a request that was answered, has a line that
+// is no record, or holds what none may: a secret, a password, a hash or a token.
 func (s *liveServer) checkLog(t *testing.T) {
 	t.Helper()
 	s.mu.Lock()
@@ -160,6 +166,9 @@ func (s *liveServer) checkLog(t *testing.T) {
 			}
 		}
 		for line := range strings.Lines(log) {
+			if !logLine[format].MatchString(line) {
+				t.Errorf("%s log: got a line that is no record: %s", format, line)
+			}
 			for _, private := range []string{liveSecret, "$argon2id$", "eyJ"} {
 				if strings.Contains(line, private) {
 					t.Errorf("%s log: %q is in it: %s", format, private, line)
@@ -565,6 +574,234 @@ func TestRegisterAtOnce(t *testing.T) {
 	}
 	if got[201] != 1 || got[409] != 19 {
 		t.Errorf("twenty registrations at once: got %v, want map[201:1 409:19]", got)
+	}
+}
+
+// logRows are requests in their order, and what the log says of each beyond the line that it has for every request.
+// NAME in a header is what a script would have as {NAME}.
+var logRows = []struct {
+	request, header, body string
+	status                int
+	route                 string
+	event                 string // its message and attributes, empty if there is none
+}{
+	{"GET /healthz", "", "", 200, "GET /healthz", ""},
+	{"HEAD /healthz", "", "", 200, "GET /healthz", ""},
+	{"GET /nope", "", "", 404, "/", ""},
+	{"GET //me", "", "", 404, "", ""},
+	{"DELETE /me", "", "", 405, "/me", ""},
+	{"POST /auth/register", "json", `{"email":"User@example.com","password":"secret123","name":"User Name"}`, 201, "POST /auth/register", "registered user=<uuid>"},
+	{"POST /auth/register", "json", `{"email":"user@example.com","password":"secret123","name":"User Name"}`, 409, "POST /auth/register", ""},
+	{"POST /auth/register", "json", `{"email":"user"}`, 422, "POST /auth/register", ""},
+	{"POST /auth/login", "form", "username=user@EXAMPLE.com&password=secret123", 200, "POST /auth/login", "login user=<uuid>"},
+	{"POST /auth/login", "form", "username=admin@example.com&password=admin-password", 200, "POST /auth/login", "login user=admin-0"},
+	{"POST /auth/login", "form", "username=user@example.com&password=wrong-password", 401, "POST /auth/login", "login refused address_hash=<hash> reason=wrong password"},
+	{"POST /auth/login", "form", "username=my-own-password&password=wrong-password", 401, "POST /auth/login", "login refused address_hash=<hash> reason=unknown address"},
+	{"POST /auth/login", "form", "username=slowed@example.com&password=wrong-password", 429, "POST /auth/login", "login refused address_hash=<hash> reason=throttled"},
+	{"POST /auth/login", "form", "username=user@example.com", 422, "POST /auth/login", ""},
+	{"POST /auth/login", "form", "grant_type=refresh_token&refresh_token=abc", 401, "POST /auth/login", "token refused reason=token has not exactly three segments"},
+	{"POST /auth/refresh", "json", `{"refresh_token":"abc"}`, 401, "POST /auth/refresh", "token refused reason=token has not exactly three segments"},
+	{"POST /auth/refresh", "json", `{"refresh_token":"ADMIN"}`, 401, "POST /auth/refresh", "token refused reason=type: another type of token"},
+	{"POST /auth/refresh", "json", `{"refresh_token":"GONE"}`, 401, "POST /auth/refresh", "token refused reason=unknown user"},
+	{"GET /me", "ADMIN", "", 200, "GET /me", ""},
+	{"GET /me", "", "", 401, "GET /me", ""},
+	{"GET /me", "Bearer abc", "", 401, "GET /me", "token refused reason=token has not exactly three segments"},
+	{"GET /me", "FORGED", "", 401, "GET /me", "token refused reason=signature does not hold"},
+	{"GET /me", "EXPIRED", "", 401, "GET /me", "token refused reason=exp: token expired"},
+	{"GET /me", "NONE", "", 401, "GET /me", "token refused reason=header: alg: not HS256"},
+	{"GET /admin/users", "GONE", "", 401, "GET /admin/users", "token refused reason=type: another type of token"},
+	{"GET /admin/users", "LESS", "", 403, "GET /admin/users", "scope refused user=admin-0 reason=Missing required scope: admin"},
+	{"GET /admin/users", "ADMIN", "", 200, "GET /admin/users", "admin list read user=admin-0 users=2"},
+	{"HEAD /admin/users", "ADMIN", "", 200, "GET /admin/users", ""},
+	{"GET /admin/users?limit=1", "ADMIN", "", 200, "GET /admin/users", "admin list read user=admin-0 users=1"},
+	{"GET /admin/users?limit=0", "ADMIN", "", 422, "GET /admin/users", ""},
+	{"POST /auth/login", "form", strings.Repeat("x", 64<<10+1), 413, "", ""},
+}
+
+// logTokens are what logRows asks with.
+func logTokens() map[string]string {
+	const header = `{"alg":"HS256","typ":"JWT"}`
+	claims := func(sub, scopes, typ string, exp int) string {
+		return fmt.Sprintf(`{"sub":%q,"scopes":[%s],"type":%q,"exp":%d,"iss":"jwt-auth-api"}`, sub, scopes, typ, exp)
+	}
+	end := int(liveStart.Unix()) + 900
+	admin := signToken(header, claims("admin-0", `"admin"`, "access", end))
+	return map[string]string{
+		"ADMIN":   admin,
+		"FORGED":  admin[:len(admin)-1] + "!",
+		"EXPIRED": signToken(header, claims("admin-0", `"admin"`, "access", end-900)),
+		"NONE":    signToken(`{"alg":"none","typ":"JWT"}`, claims("admin-0", `"admin"`, "access", end)),
+		"LESS":    signToken(header, claims("admin-0", `"me"`, "access", end)),
+		"GONE":    signToken(header, claims("nobody", `"admin"`, "refresh", end)),
+	}
+}
+
+// TestLog has one line for each request, and one for what its owner wants to know of it, all of which have the id that
+// the answer has.
+func TestLog(t *testing.T) {
+	s := startServer(t)
+	form := []string{"Content-Type: application/x-www-form-urlencoded"}
+	for range 10 {
+		s.send(t, "POST /auth/login", form, "username=slowed@example.com&password=wrong-password")
+	}
+	tokens := logTokens()
+	var answers []answer
+	for _, row := range logRows {
+		header := []string{"Authorization: " + row.header}
+		switch {
+		case row.header == "":
+			header = nil
+		case row.header == "json":
+			header = []string{"Content-Type: application/json"}
+		case row.header == "form":
+			header = form
+		case tokens[row.header] != "":
+			header = []string{"Authorization: Bearer " + tokens[row.header]}
+		}
+		body := row.body
+		for name, token := range tokens {
+			body = strings.ReplaceAll(body, name, token)
+		}
+		answers = append(answers, s.send(t, row.request, header, body))
+	}
+	s.Close()
+	lines := s.linesByID(t)
+	for i, row := range logRows {
+		method, _, _ := strings.Cut(row.request, " ")
+		got, want := lines[answers[i].header.Get("X-Request-Id")], []string{}
+		if row.event != "" {
+			want = append(want, "INFO "+row.event)
+		}
+		want = append(want, fmt.Sprintf("INFO request client=127.0.0.1 bytes=%d method=%s route=%s status=%d", len(answers[i].body), method, row.route, row.status))
+		if answers[i].status != row.status || !slices.Equal(got, want) {
+			t.Errorf("%s %s: got %d and the lines %q, want %d and %q", row.request, row.header, answers[i].status, got, row.status, want)
+		}
+	}
+	for _, private := range []string{"@", "example.com", "my-own-password", "User Name"} {
+		if strings.Contains(s.textLog.String()+s.jsonLog.String(), private) {
+			t.Errorf("got %s in the log, want no address and no name", private)
+		}
+	}
+}
+
+// linesByID returns the lines of the log, each as its level, its message, and its attributes in an order of their own,
+// by the request that they are about.
+func (s *liveServer) linesByID(t *testing.T) map[string][]string {
+	t.Helper()
+	byID := map[string][]string{}
+	for text := range strings.Lines(s.jsonLog.String()) {
+		var line map[string]any
+		decode(t, text, &line)
+		id, _ := line["request_id"].(string)
+		out := fmt.Sprint(line["level"], " ", line["msg"])
+		for _, name := range []string{"client", "address_hash", "user", "users", "bytes", "method", "route", "status", "reason", "panic", "stack"} {
+			if value, ok := line[name]; ok {
+				out += fmt.Sprint(" ", name, "=", value)
+			}
+		}
+		if took, ok := line["duration"].(float64); ok != (line["msg"] == "request") || ok && (took <= 0 || took > 1e10) {
+			t.Errorf("got the duration %v, want one of nanoseconds for a request: %s", line["duration"], text)
+		}
+		out = regexp.MustCompile(shapes["uuid"]).ReplaceAllString(out, "<uuid>")
+		byID[id] = append(byID[id], regexp.MustCompile(`\b[0-9a-f]{16}\b`).ReplaceAllString(out, "<hash>"))
+	}
+	return byID
+}
+
+// TestLogNotForged sends line breaks, quotes and what looks like an attribute wherever a client can send something.
+func TestLogNotForged(t *testing.T) {
+	s := startServer(t, "APP_TRUSTED_PROXIES=127.0.0.0/8")
+	form := []string{"Content-Type: application/x-www-form-urlencoded", "X-Forwarded-For: 192.0.2.1"}
+	object := []string{"Content-Type: application/json", "X-Forwarded-For: 192.0.2.1"}
+	const forged = "x%22%0D%0Atime=2026-01-01T00:00:00Z%20level=ERROR%20msg=forged%20%22"
+	plain, _ := url.QueryUnescape(forged)
+	name, _ := json.Marshal(plain)
+	quoted := string(name)
+	rows := []struct {
+		request string
+		header  []string
+		body    string
+		client  string
+	}{
+		{"GET /" + forged, nil, "", "127.0.0.1"},
+		{"GET /me?" + forged + "=" + forged, nil, "", "127.0.0.1"},
+		{"GET /admin/users?after=" + forged, []string{"Authorization: Bearer " + logTokens()["ADMIN"]}, "", "127.0.0.1"},
+		{"FORGED'!#$%&*+|~ /me", nil, "", "127.0.0.1"},
+		{"GET /me", []string{`Authorization: Bearer x" level=ERROR msg=forged`}, "", "127.0.0.1"},
+		{"GET /me", []string{`X-Request-Id: forged`, `User-Agent: " level=ERROR`}, "", "127.0.0.1"},
+		{"GET /me", []string{`X-Forwarded-For: 192.0.2.1" level=ERROR msg=forged`}, "", "127.0.0.1"},
+		{"GET /me", []string{`X-Forwarded-For: fe80::1%" level=ERROR msg=forged`}, "", "fe80::1"},
+		{"GET /me", []string{"X-Forwarded-For: x", "X-Forwarded-For: 192.0.2.1"}, "", "192.0.2.1"},
+		{"POST /auth/login", form, "username=" + forged + "&password=" + forged, "192.0.2.1"},
+		{"POST /auth/login", form, "grant_type=refresh_token&refresh_token=" + forged, "192.0.2.1"},
+		{"POST /auth/register", object, `{"email":"forged@example.com","password":"secret123","name":` + quoted + `}`, "192.0.2.1"},
+		{"POST /auth/refresh", object, `{"refresh_token":` + quoted + `}`, "192.0.2.1"},
+	}
+	var sent []string
+	for _, row := range rows {
+		sent = append(sent, s.send(t, row.request, row.header, row.body).header.Get("X-Request-Id"))
+	}
+	s.Close()
+	for _, log := range []string{s.textLog.String(), s.jsonLog.String()} {
+		if strings.Contains(log, "msg=forged") || strings.Contains(log, "level=ERROR") || strings.Contains(log, "X-Request-Id: forged") {
+			t.Errorf("got the log %s, want nothing forged in it", log)
+		}
+	}
+	lines := s.linesByID(t)
+	for i, row := range rows {
+		method, _, _ := strings.Cut(row.request, " ")
+		if strings.HasPrefix(method, "FORGED") {
+			method = "unknown"
+		}
+		got := strings.Join(lines[sent[i]], "\n")
+		if !strings.Contains(got, "INFO request client="+row.client+" ") || !strings.Contains(got, " method="+method+" ") {
+			t.Errorf("%s: got the lines %s, want one of the method %s and the client %s", row.request, got, method, row.client)
+		}
+	}
+}
+
+// TestSecretRotated changes the secret twice. The first change logs nobody out, the second, which drops the old secret,
+// does.
+func TestSecretRotated(t *testing.T) {
+	const fresh = "a-fresh-secret-of-the-year-2027-with-at-least-32-bytes"
+	before := startServer(t)
+	during := startServer(t, "APP_JWT_SECRET="+fresh, "APP_JWT_PREVIOUS_SECRETS="+liveSecret)
+	after := startServer(t, "APP_JWT_SECRET="+fresh)
+	login := func(s *liveServer) map[string]any {
+		pair := map[string]any{}
+		got := s.send(t, "POST /auth/login", []string{"Content-Type: application/x-www-form-urlencoded"}, "username=admin@example.com&password=admin-password")
+		decode(t, got.body, &pair)
+		return pair
+	}
+	refresh := func(s *liveServer, pair map[string]any) (status int, next map[string]any) {
+		got := s.send(t, "POST /auth/refresh", []string{"Content-Type: application/json"}, fmt.Sprintf(`{"refresh_token":%q}`, pair["refresh_token"]))
+		decode(t, got.body, &next)
+		return got.status, next
+	}
+	old := login(before)
+	status, renewed := refresh(during, old)
+	if status != 200 {
+		t.Fatalf("the old refresh token during the change: got %d, want 200", status)
+	}
+	for _, row := range []struct {
+		name   string
+		server *liveServer
+		pair   map[string]any
+		want   int
+	}{
+		{"the old pair before", before, old, 200},
+		{"the old pair during the change", during, old, 200},
+		{"the old pair after", after, old, 401},
+		{"a renewed pair before", before, renewed, 401},
+		{"a renewed pair during the change", during, renewed, 200},
+		{"a renewed pair after", after, renewed, 200},
+		{"a new pair before", before, login(during), 401},
+		{"a new pair after", after, login(during), 200},
+	} {
+		got := row.server.send(t, "GET /me", []string{fmt.Sprint("Authorization: Bearer ", row.pair["access_token"])}, "").status
+		if status, _ := refresh(row.server, row.pair); got != row.want || status != row.want {
+			t.Errorf("%s: got %d at /me and %d at /auth/refresh, want %d", row.name, got, status, row.want)
+		}
 	}
 }
 

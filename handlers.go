@@ -74,9 +74,15 @@ func (s *server) handler() http.Handler {
 	return s.observe(s.admitRequest(mux))
 }
 
+// Lengths of what people choose, in code points.
+const (
+	minPassword, maxPassword = 8, 128
+	minName, maxName         = 1, 100
+)
+
 // register makes an account and answers with a first token pair.
 func (s *server) register(w http.ResponseWriter, r *http.Request) error {
-	in, err := readJSON(w, r)
+	in, err := s.readJSON(w, r)
 	if err != nil {
 		return err
 	}
@@ -85,8 +91,8 @@ func (s *server) register(w http.ResponseWriter, r *http.Request) error {
 		email:  in.address("email"),
 		scopes: "me",
 	}
-	password := in.text("password", 8, 128)
-	u.name = in.text("name", 1, 100)
+	password := in.text("password", minPassword, maxPassword)
+	u.name = in.text("name", minName, maxName)
 	if err := in.err(); err != nil {
 		return err
 	}
@@ -115,7 +121,7 @@ func (s *server) addUser(ctx context.Context, u user, password string) error {
 // login takes the form of OAuth2's password grant (RFC 6749 4.3.2). It takes a refresh token as well (RFC 6749 6), for
 // client libraries that know of one token URL.
 func (s *server) login(w http.ResponseWriter, r *http.Request) error {
-	in, err := readForm(w, r)
+	in, err := s.readForm(w, r)
 	if err != nil {
 		return err
 	}
@@ -128,8 +134,11 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	u, err := s.checkPassword(r.Context(), clientAddress(r, s.proxies), address, password)
+	if answer := answerFor(err); err != nil && answer.status != http.StatusInternalServerError {
+		return answer.audit("login refused", err, s.addressHash(address))
+	}
 	if err != nil {
-		return answerFor(err).audit("login refused", err, s.addressHash(address))
+		return err
 	}
 	s.event(w, r, "login", slog.String("user", u.id))
 	return writeJSON(w, http.StatusOK, s.tokens.issuePair(u))
@@ -138,13 +147,13 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 // refresh takes a refresh token, as JSON or as OAuth2's form (RFC 6749 6).
 func (s *server) refresh(w http.ResponseWriter, r *http.Request) error {
 	if !isForm(mediaType(r.Header)) {
-		in, err := readJSON(w, r)
+		in, err := s.readJSON(w, r)
 		if err != nil {
 			return err
 		}
 		return s.refreshPair(w, r, in)
 	}
-	in, err := readForm(w, r)
+	in, err := s.readForm(w, r)
 	if err != nil {
 		return err
 	}
@@ -176,8 +185,7 @@ func (s *server) refreshPair(w http.ResponseWriter, r *http.Request, in *input) 
 
 // me answers with the current user.
 func (s *server) me(w http.ResponseWriter, r *http.Request) error {
-	var buf [512]byte
-	return writeBody(w, http.StatusOK, appendUser(buf[:0], currentUser(r.Context())))
+	return writeBody(w, http.StatusOK, appendUser(make([]byte, 0, 256), currentUser(r.Context())))
 }
 
 const (
@@ -194,16 +202,17 @@ const (
 // ?after= on, with a link to the rest (RFC 8288). They go out page by page: neither are they all in memory as JSON, nor
 // is the store held up while a client reads.
 func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
-	from, end, err := s.listRange(r.URL)
+	from, end, more, err := s.listRange(r.URL)
 	if err != nil {
 		return err
 	}
-	if more := end < s.users.count(); more && end > from {
+	if more {
 		w.Header().Set("Link", s.nextLink(end, end-from))
 	}
-	s.event(w, r, "admin list read", slog.String("user", currentUser(r.Context()).id), slog.Int("users", end-from))
 	setJSON(w)
+	w.WriteHeader(http.StatusOK)
 	if r.Method == http.MethodGet {
+		s.event(w, r, "admin list read", slog.String("user", currentUser(r.Context()).id), slog.Int("users", end-from))
 		s.writeUsers(w, from, end)
 	}
 	return nil
@@ -239,10 +248,16 @@ func (s *server) writeUsers(w http.ResponseWriter, from, end int) {
 	w.Write(append(buf, ']'))
 }
 
-// listRange returns which users a request asks for, by their places in the order of registration.
-func (s *server) listRange(u *url.URL) (from, end int, err error) {
+// listRange returns which users a request asks for, by their places in the order of registration, and whether there are
+// more behind them.
+func (s *server) listRange(u *url.URL) (from, end int, more bool, err error) {
 	in := newInput("query")
-	in.addURLEncoded(u.RawQuery)
+	query := u.Query()
+	for _, name := range []string{"after", "limit"} {
+		for _, value := range query[name] {
+			in.addParameter(name, value, jsonString)
+		}
+	}
 	after, ok := in.values["after"]
 	if ok {
 		if from, ok = s.users.position(after.text); !ok {
@@ -250,11 +265,12 @@ func (s *server) listRange(u *url.URL) (from, end int, err error) {
 		}
 		from++
 	}
-	end = s.users.count()
+	all := s.users.count()
+	end = all
 	if _, ok := in.values["limit"]; ok {
-		end = min(end, from+in.number("limit", 1, maxLimit))
+		end = min(all, from+in.number("limit", 1, maxLimit))
 	}
-	return from, end, in.err()
+	return from, end, end < all, in.err()
 }
 
 func (s *server) health(w http.ResponseWriter, r *http.Request) error {
@@ -347,6 +363,7 @@ var (
 	errBodyTooLarge     = &httpError{status: http.StatusRequestEntityTooLarge, detail: "Content Too Large"}
 	errInternal         = &httpError{status: http.StatusInternalServerError, detail: "Internal Server Error"}
 	errTooManyAttempts  = &httpError{status: http.StatusTooManyRequests, detail: "too many attempts"}
+	errLargeBodies      = &httpError{status: http.StatusServiceUnavailable, detail: "busy, try again", retryAfter: time.Second}
 	errHashingFull      = &httpError{status: http.StatusServiceUnavailable, detail: "busy, try again", retryAfter: time.Second}
 )
 
@@ -401,7 +418,8 @@ func (s *server) handle(h handlerFunc) http.HandlerFunc {
 // fail answers with an error.
 func (s *server) fail(w http.ResponseWriter, r *http.Request, e *httpError) {
 	if e.event != "" {
-		s.event(w, r, e.event, append(e.attrs, slog.String("reason", e.cause.Error()))...)
+		attrs := append(e.attrs, slog.String("reason", e.cause.Error()), requestID(w))
+		s.log.LogAttrs(r.Context(), levelOf(e.status), e.event, attrs...)
 	}
 	h := w.Header()
 	if e.authenticate != "" {
@@ -420,27 +438,20 @@ const maxBody = 64 << 10
 // body in HTML: here it is a path like any other that is not there.
 func (s *server) admitRequest(mux http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// RFC 9112 6.1: after a request with both Transfer-Encoding and Content-Length the connection MUST be closed.
-		// net/http takes the one and hides the other, so every chunked request is the last of its connection.
-		if r.TransferEncoding != nil {
+		// Whoever doesn't read a body closes the connection, or net/http would wait for the rest before it answers.
+		if r.ContentLength != 0 {
 			w.Header().Set("Connection", "close")
 		}
 		p := r.URL.EscapedPath()
 		switch {
 		case r.ContentLength > maxBody:
-			s.fail(w, r, tooLarge(w))
+			s.fail(w, r, errBodyTooLarge)
 		case p == "" || p[0] != '/' || path.Clean(p) != p:
 			s.fail(w, r, errNotFound)
 		default:
 			mux.ServeHTTP(w, r)
 		}
 	})
-}
-
-// tooLarge closes the connection, so that nobody waits for the rest of the body.
-func tooLarge(w http.ResponseWriter) *httpError {
-	w.Header().Set("Connection", "close")
-	return errBodyTooLarge
 }
 
 // A recorder notes what an answer was.
@@ -504,12 +515,11 @@ func (s *server) recovered(rec *recorder, r *http.Request, p any) (aborted bool)
 }
 
 func (s *server) logRequest(rec *recorder, r *http.Request, took time.Duration) {
-	level := slog.LevelInfo
-	if rec.status >= 500 {
-		level = slog.LevelError
+	if r.Method == http.MethodHead {
+		rec.bytes = 0 // net/http keeps the body back.
 	}
-	s.log.LogAttrs(r.Context(), level, "request",
-		slog.String("method", r.Method),
+	s.log.LogAttrs(r.Context(), levelOf(rec.status), "request",
+		slog.String("method", knownMethod(r.Method)),
 		slog.String("route", r.Pattern),
 		slog.Int("status", rec.status),
 		slog.Int("bytes", rec.bytes),
@@ -517,6 +527,23 @@ func (s *server) logRequest(rec *recorder, r *http.Request, took time.Duration) 
 		slog.String("client", clientAddress(r, s.proxies).String()),
 		requestID(rec),
 	)
+}
+
+// levelOf returns how much an answer concerns the owner of the service.
+func levelOf(status int) slog.Level {
+	if status >= 500 {
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
+
+// knownMethod returns a method for the log. One that HTTP doesn't have may be anything, of any length.
+func knownMethod(method string) string {
+	switch method {
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE":
+		return method
+	}
+	return "unknown"
 }
 
 // event logs something that the owner of the service wants to know of.
@@ -576,6 +603,7 @@ func (in *input) take(name string) (text string, ok bool) {
 	switch {
 	case !ok:
 		in.addFault("missing", name, "Field required", nil)
+	case v.kind == givenTwice: // The fault is noted.
 	case v.kind == brokenText:
 		in.addFault("string_unicode", name, "Input should be a valid string, unable to parse raw data as a unicode string", nil)
 	case v.kind != jsonString:
@@ -649,22 +677,49 @@ func (in *input) address(name string) string {
 	return address
 }
 
-// readBody returns the whole body, which has its time from the server's ReadTimeout. What comes after has its own: the
-// deadline is lifted, since it would end the request's context.
-func readBody(w http.ResponseWriter, r *http.Request) (string, error) {
-	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &large):
-		return "", tooLarge(w)
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		w.Header().Set("Connection", "close")
-		return "", errBodyTimeout
-	case err != nil:
-		return "", errBodyBroken
+const (
+	// smallBody is what every body may take at once, in bytes: more than any good request has.
+	smallBody = 4 << 10
+
+	// maxLargeBodies is how many bodies may be larger at the same time.
+	maxLargeBodies = 128
+)
+
+// readBody returns the whole body, which has its time from the server's ReadTimeout.
+func (s *server) readBody(w http.ResponseWriter, r *http.Request) (string, error) {
+	reader := http.MaxBytesReader(nil, r.Body, maxBody)
+	body, err := io.ReadAll(io.LimitReader(reader, smallBody))
+	if len(body) == smallBody {
+		select {
+		case s.largeBodies <- struct{}{}:
+			defer func() { <-s.largeBodies }()
+		default:
+			return "", errLargeBodies
+		}
+		var rest []byte
+		rest, err = io.ReadAll(reader)
+		body = append(body, rest...)
 	}
-	http.NewResponseController(w).SetReadDeadline(time.Time{})
+	if err != nil {
+		return "", bodyError(err)
+	}
+	// RFC 9112 6.1: after a request with both Transfer-Encoding and Content-Length, or with the former in HTTP/1.0, the
+	// connection MUST be closed. net/http hides one of the two, so that every such request is the last of its connection.
+	if r.TransferEncoding == nil && r.ProtoAtLeast(1, 1) {
+		w.Header().Del("Connection")
+	}
 	return string(body), nil
+}
+
+// bodyError returns the answer to an error in reading a body.
+func bodyError(err error) error {
+	if _, large := errors.AsType[*http.MaxBytesError](err); large {
+		return errBodyTooLarge
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errBodyTimeout
+	}
+	return errBodyBroken
 }
 
 // mediaType returns the media type of the body, in lower case and without parameters.
@@ -689,8 +744,8 @@ func isForm(media string) bool {
 }
 
 // readJSON reads a body that is one JSON object.
-func readJSON(w http.ResponseWriter, r *http.Request) (*input, error) {
-	body, err := readBody(w, r)
+func (s *server) readJSON(w http.ResponseWriter, r *http.Request) (*input, error) {
+	body, err := s.readBody(w, r)
 	if err != nil {
 		return nil, err
 	}
@@ -712,8 +767,7 @@ func parseJSON(body string) (*input, error) {
 		in.values[name] = v
 		return nil
 	})
-	var syntax *jsonError
-	if errors.As(err, &syntax) {
+	if syntax, ok := errors.AsType[*jsonError](err); ok {
 		return nil, unprocessable(fault{"json_invalid", []any{"body", syntax.pos}, "JSON decode error", map[string]any{"error": syntax.msg}})
 	}
 	if err != nil {
@@ -726,6 +780,7 @@ func parseJSON(body string) (*input, error) {
 const (
 	brokenText jsonKind = 0xff - iota // not UTF-8
 	fileUpload
+	givenTwice
 )
 
 // formParameters are those that a fault may name. Another name could be a password in the wrong place.
@@ -733,8 +788,8 @@ var formParameters = []string{"grant_type", "username", "password", "scope", "cl
 
 // readForm reads a body that is a form. One of another media type has no parameters, and the query string never is a
 // form: both are for caches and logs to keep.
-func readForm(w http.ResponseWriter, r *http.Request) (*input, error) {
-	body, err := readBody(w, r)
+func (s *server) readForm(w http.ResponseWriter, r *http.Request) (*input, error) {
+	body, err := s.readBody(w, r)
 	if err != nil {
 		return nil, err
 	}
@@ -752,12 +807,14 @@ func readForm(w http.ResponseWriter, r *http.Request) (*input, error) {
 
 // addParameter takes one parameter. RFC 6749 3.2: parameters "MUST NOT be included more than once".
 func (in *input) addParameter(name, value string, kind jsonKind) {
-	if _, twice := in.values[name]; twice {
-		loc := []any{in.place}
-		if slices.Contains(formParameters, name) {
-			loc = append(loc, name)
+	if first, twice := in.values[name]; twice {
+		if kind = givenTwice; first.kind != kind {
+			loc := []any{in.place}
+			if slices.Contains(formParameters, name) {
+				loc = append(loc, name)
+			}
+			in.faults = append(in.faults, fault{"value_error", loc, "Parameter given twice", nil})
 		}
-		in.faults = append(in.faults, fault{"value_error", loc, "Parameter given twice", nil})
 	}
 	if kind == jsonString && !utf8.ValidString(value) {
 		kind = brokenText
@@ -818,7 +875,8 @@ func (in *input) addMultipart(body, contentType string) error {
 			return errMultipart
 		}
 		kind := jsonString
-		if _, params, _ := mime.ParseMediaType(part.Header.Get("Content-Disposition")); slices.Contains(slices.Collect(maps.Keys(params)), "filename") {
+		_, params, _ := mime.ParseMediaType(part.Header.Get("Content-Disposition"))
+		if _, file := params["filename"]; file {
 			kind = fileUpload
 		}
 		in.addParameter(part.FormName(), string(value), kind)

@@ -288,7 +288,8 @@ func appendJSONStrings(dst []byte, list []string) []byte {
 func appendJSONString(dst []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			quoted, _ := json.Marshal(strings.Clone(s)) // It has no error for a string, and takes it to the heap.
+			// Marshal has no error for a string. What it is given moves to the heap: a copy, so that s need not.
+			quoted, _ := json.Marshal(strings.Clone(s))
 			return append(dst, quoted...)
 		}
 	}
@@ -300,7 +301,7 @@ func appendJSONString(dst []byte, s string) []byte {
 // What follows reads JSON (RFC 8259) from outside, of tokens and of request bodies. encoding/json folds the letter case
 // of names, takes the last of two equal ones, reads null as nothing, and lets broken UTF-8 and lone surrogates through
 // as U+FFFD: each of these has let something forged or ambiguous through somewhere. Here the first is impossible, and
-// the others are errors. The errors and their positions are those of Python's json, which clients of the original see.
+// the others are errors. Errors and positions follow Python's json, which is what clients of the original see.
 
 // jsonKind is the kind of a JSON value.
 type jsonKind byte
@@ -367,12 +368,7 @@ func (e *jsonError) Error() string {
 	return fmt.Sprintf("%s: char %d", e.msg, e.pos)
 }
 
-// A notObjectError holds the JSON text that stands where an object is asked for.
-type notObjectError struct {
-	value jsonValue
-}
-
-func (e *notObjectError) Error() string { return "not a JSON object" }
+var errNotObject = errors.New("not a JSON object")
 
 // maxJSONDepth bounds how deep values may nest (RFC 8259 9), and with it the stack that a text can take.
 const maxJSONDepth = 1000
@@ -389,17 +385,13 @@ type jsonReader struct {
 // which of two counts).
 func readObject(src string, member func(name string, v jsonValue) error) error {
 	r := jsonReader{src: src}
-	if !utf8.ValidString(src) {
-		return r.invalidUTF8()
-	}
 	r.skipSpace()
 	isObject := r.next('{')
-	var v jsonValue
 	var err error
 	if isObject {
 		err = r.object(member)
 	} else {
-		v, err = r.value()
+		_, err = r.value()
 	}
 	if err != nil {
 		return err
@@ -409,23 +401,13 @@ func readObject(src string, member func(name string, v jsonValue) error) error {
 		return r.errorAt(r.pos, "Extra data")
 	}
 	if !isObject {
-		return &notObjectError{v}
+		return errNotObject
 	}
 	return nil
 }
 
 func (r *jsonReader) errorAt(pos int, msg string) error {
 	return &jsonError{utf8.RuneCountInString(r.src[:pos]), msg}
-}
-
-// invalidUTF8 returns the error for a source that is not UTF-8 (RFC 8259 8.1), at the first byte that is not.
-func (r *jsonReader) invalidUTF8() error {
-	for i, c := range r.src {
-		if c == utf8.RuneError && !strings.HasPrefix(r.src[i:], "\uFFFD") {
-			return r.errorAt(i, "Invalid UTF-8")
-		}
-	}
-	return nil
 }
 
 func (r *jsonReader) skipSpace() {
@@ -489,15 +471,15 @@ func (r *jsonReader) closes(bracket byte) bool {
 	return true
 }
 
-// expect goes past a separator and the space after it.
-func (r *jsonReader) expect(separator byte) error {
+// passes goes past a separator and the space around it, or reports that there is none.
+func (r *jsonReader) passes(separator byte) bool {
 	r.skipSpace()
 	if !r.next(separator) {
-		return r.errorAt(r.pos, "Expecting '"+string(separator)+"' delimiter")
+		return false
 	}
 	r.pos++
 	r.skipSpace()
-	return nil
+	return true
 }
 
 // object reads an object and calls member for each of its members.
@@ -521,8 +503,8 @@ func (r *jsonReader) object(member func(string, jsonValue) error) error {
 		if !seen.add(name) {
 			return r.errorAt(start, "Property name given twice")
 		}
-		if err := r.expect(':'); err != nil {
-			return err
+		if !r.passes(':') {
+			return r.errorAt(r.pos, "Expecting ':' delimiter")
 		}
 		v, err := r.value()
 		if err != nil {
@@ -531,12 +513,13 @@ func (r *jsonReader) object(member func(string, jsonValue) error) error {
 		if err := member(name, v); err != nil {
 			return err
 		}
-		if r.skipSpace(); r.closes('}') {
+		if r.passes(',') {
+			continue
+		}
+		if r.closes('}') {
 			return nil
 		}
-		if err := r.expect(','); err != nil {
-			return err
-		}
+		return r.errorAt(r.pos, "Expecting ',' delimiter")
 	}
 }
 
@@ -556,12 +539,13 @@ func (r *jsonReader) array(element func(jsonValue) error) error {
 		if err := element(v); err != nil {
 			return err
 		}
-		if r.skipSpace(); r.closes(']') {
+		if r.passes(',') {
+			continue
+		}
+		if r.closes(']') {
 			return nil
 		}
-		if err := r.expect(','); err != nil {
-			return err
-		}
+		return r.errorAt(r.pos, "Expecting ',' delimiter")
 	}
 }
 
@@ -596,47 +580,75 @@ func (s *nameSet) add(name string) bool {
 	return true
 }
 
-// str reads a string and decodes its escapes. One without escapes is a part of the source and takes no memory.
+// str reads a string and decodes it. One of plain ASCII without escapes, as nearly all are, is a part of the source and
+// takes no memory.
 func (r *jsonReader) str() (string, error) {
 	start := r.pos
 	r.pos++
-	var decoded []byte
+	if text := r.plainText(); r.next('"') {
+		r.pos++
+		return text, nil
+	}
+	r.pos = start + 1
+	return r.anyText(start)
+}
+
+// endsPlain tells of each byte whether the plain text of a string ends before it: at a quote, a backslash, a control
+// character, or what is not ASCII.
+var endsPlain = func() (ends [256]bool) {
+	for c := range ends {
+		ends[c] = c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf
+	}
+	return ends
+}()
+
+// plainText goes to the end of the plain text that begins here, and returns it.
+func (r *jsonReader) plainText() string {
+	start, end := r.pos, r.pos
+	for end < len(r.src) && !endsPlain[r.src[end]] {
+		end++
+	}
+	r.pos = end
+	return r.src[start:end]
+}
+
+// anyText reads the rest of a string that begins at start, whatever is in it. JSON is UTF-8 (RFC 8259 8.1): here is where
+// a byte that is not is found, since outside of strings JSON is ASCII.
+func (r *jsonReader) anyText(start int) (string, error) {
+	var text []byte
 	for {
-		plain := r.plainText()
+		text = append(text, r.plainText()...)
 		if r.pos == len(r.src) {
 			return "", r.errorAt(start, "Unterminated string starting at")
 		}
-		switch r.src[r.pos] {
-		case '"':
+		var char rune
+		var err error
+		switch c := r.src[r.pos]; {
+		case c == '"':
 			r.pos++
-			if decoded == nil {
-				return plain, nil
-			}
-			return string(append(decoded, plain...)), nil
-		case '\\':
-			char, err := r.escape(start)
-			if err != nil {
-				return "", err
-			}
-			decoded = utf8.AppendRune(append(decoded, plain...), char)
+			return string(text), nil
+		case c == '\\':
+			char, err = r.escape(start)
+		case c >= utf8.RuneSelf:
+			char, err = r.utf8Rune()
 		default:
-			return "", r.errorAt(r.pos, "Invalid control character at")
+			err = r.errorAt(r.pos, "Invalid control character at")
 		}
+		if err != nil {
+			return "", err
+		}
+		text = utf8.AppendRune(text, char)
 	}
 }
 
-// plainText goes to the next quote, backslash or control character, or to the end, and returns what stands before it.
-func (r *jsonReader) plainText() string {
-	for i := r.pos; i < len(r.src); i++ {
-		if c := r.src[i]; c == '"' || c == '\\' || c < ' ' {
-			text := r.src[r.pos:i]
-			r.pos = i
-			return text
-		}
+// utf8Rune reads one character beyond ASCII.
+func (r *jsonReader) utf8Rune() (rune, error) {
+	char, size := utf8.DecodeRuneInString(r.src[r.pos:])
+	if size == 1 {
+		return 0, r.errorAt(r.pos, "Invalid UTF-8")
 	}
-	text := r.src[r.pos:]
-	r.pos = len(r.src)
-	return text
+	r.pos += size
+	return char, nil
 }
 
 // escape reads an escape sequence (RFC 8259 7) of the string that begins at start.
@@ -685,15 +697,16 @@ func (r *jsonReader) unicodeEscape(at int) (rune, error) {
 	return char, nil
 }
 
-// hex4 reads the four hexadecimal digits of a \u escape.
+// hex4 reads the four hexadecimal digits of a \u escape. They can't be the last of a text: the string goes on.
 func (r *jsonReader) hex4() (rune, error) {
 	start := r.pos
-	r.pos = min(start+4, len(r.src))
-	n, err := hex.DecodeString(r.src[start:r.pos])
-	if err != nil || len(n) != 2 {
-		return 0, r.errorAt(start-1, `Invalid \uXXXX escape`)
+	if start+4 < len(r.src) {
+		r.pos += 4
+		if n, err := hex.DecodeString(r.src[start:r.pos]); err == nil {
+			return rune(n[0])<<8 | rune(n[1]), nil
+		}
 	}
-	return rune(n[0])<<8 | rune(n[1]), nil
+	return 0, r.errorAt(start-1, `Invalid \uXXXX escape`)
 }
 
 // number goes past the longest number that begins here (RFC 8259 6).

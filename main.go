@@ -24,8 +24,10 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -47,14 +49,16 @@ func main() {
 //  5. when ctx ends, close the listener and let the requests in flight finish.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	if len(args) > 0 {
-		return fmt.Errorf("%s: no arguments are taken; settings are environment variables, see README.md", args[0])
+		return errors.New("no arguments are taken: settings are environment variables, see README.md")
 	}
 	dotenv, err := os.ReadFile(".env")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf(".env: %w", err)
 	}
 	cfg, err := loadSettings(environ, string(dotenv))
-	log := newLogger(cfg.logFormat, stderr)
+	lines := &lineBuffer{w: stderr}
+	defer lines.flush()
+	log := newLogger(cfg.logFormat, lines)
 	for _, unknown := range cfg.unknown {
 		log.Warn("unknown variable", slog.String("name", unknown), slog.String("nearest", nearestSetting(unknown)))
 	}
@@ -81,16 +85,72 @@ func newLogger(format string, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, nil))
 }
 
+// A lineBuffer writes a line at once if the service is quiet. Under load, lines that come within flushEvery of each other
+// are written together: a system call for each would cost a request more than its token does. It is safe for concurrent
+// use.
+type lineBuffer struct {
+	w io.Writer
+
+	mu      sync.Mutex // guards the fields below
+	lines   []byte     // not written yet
+	waiting bool       // whether tick is to come
+}
+
+const (
+	flushEvery = 10 * time.Millisecond
+	maxLines   = 64 << 10 // of bytes that wait
+)
+
+func (b *lineBuffer) Write(line []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lines = append(b.lines, line...)
+	if !b.waiting || len(b.lines) > maxLines {
+		b.write()
+	}
+	if !b.waiting {
+		b.waiting = true
+		time.AfterFunc(flushEvery, b.tick)
+	}
+	return len(line), nil
+}
+
+// tick writes what has come since the last line was written, until nothing comes any more.
+func (b *lineBuffer) tick() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.waiting = len(b.lines) > 0; b.waiting {
+		b.write()
+		time.AfterFunc(flushEvery, b.tick)
+	}
+}
+
+// flush writes what waits to be written.
+func (b *lineBuffer) flush() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.write()
+}
+
+// write is called with mu held. There is nobody to tell of an error.
+func (b *lineBuffer) write() {
+	if len(b.lines) > 0 {
+		b.w.Write(b.lines)
+		b.lines = b.lines[:0]
+	}
+}
+
 // A server is the service: what its handlers share.
 type server struct {
-	users     *users
-	passwords *passwords
-	tokens    *tokens
-	throttle  *throttle
-	proxies   []netip.Prefix // whose X-Forwarded-For counts
-	log       *slog.Logger
-	logKey    []byte // for what the log may only recognise, not read
-	docs      bool   // whether /docs and /openapi.json are served
+	users       *users
+	passwords   *passwords
+	tokens      *tokens
+	throttle    *throttle
+	proxies     []netip.Prefix // whose X-Forwarded-For counts
+	log         *slog.Logger
+	logKey      secret        // for what the log may only recognise, not read
+	largeBodies chan struct{} // holds one token for each body over smallBody
+	docs        bool          // whether /docs and /openapi.json are served
 }
 
 // newServer builds a server and registers the admin.
@@ -109,10 +169,11 @@ func newServer(cfg settings, now func() time.Time, log *slog.Logger) (*server, e
 			refreshTTL: cfg.refreshTTL,
 			now:        now,
 		},
-		proxies: cfg.trustedProxies,
-		log:     log,
-		logKey:  logKey,
-		docs:    cfg.docs,
+		proxies:     cfg.trustedProxies,
+		log:         log,
+		logKey:      newSecret(string(logKey)),
+		largeBodies: make(chan struct{}, maxLargeBodies),
+		docs:        cfg.docs,
 	}
 	if cfg.throttle {
 		s.throttle = newThrottle(now)
@@ -136,7 +197,7 @@ func newKeys(secrets []secret) []*hmacKey {
 
 // addressHash is what the log says of an address that fails to log in, which may be a password in the wrong field.
 func (s *server) addressHash(address string) slog.Attr {
-	mac := hmac.New(sha256.New, s.logKey)
+	mac := hmac.New(sha256.New, []byte(s.logKey.reveal()))
 	io.WriteString(mac, addressKey(address))
 	return slog.String("address_hash", hex.EncodeToString(mac.Sum(nil)[:8]))
 }
@@ -145,7 +206,7 @@ func (s *server) addressHash(address string) slog.Attr {
 type timeouts struct {
 	header   time.Duration // to send the header of a request
 	request  time.Duration // to send all of it, its body included
-	answer   time.Duration // from there until it has taken the answer, the wait for a hash included
+	answer   time.Duration // from the end of the header until it has taken the answer, the wait for a hash included
 	idle     time.Duration // between two requests
 	shutdown time.Duration // for requests in flight when the service is to end
 }
@@ -154,7 +215,7 @@ var defaultTimeouts = timeouts{
 	header:   5 * time.Second,
 	request:  10 * time.Second,
 	answer:   30 * time.Second,
-	idle:     2 * time.Minute,
+	idle:     time.Minute,
 	shutdown: 10 * time.Second,
 }
 
@@ -218,6 +279,7 @@ var plainAnswer = regexp.MustCompile(`^HTTP/1\.1 ([45]\d\d) [^\r\n]*\r\n(?:` +
 	`Connection: close\r\nDate: [^\r\n]*\r\nContent-Length: 0)\r\n\r\n`)
 
 func (c jsonConn) Write(b []byte) (int, error) {
+	// Most answers are seen by this not to be one, in a tenth of the time.
 	if !bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {
 		return c.TCPConn.Write(b)
 	}
@@ -228,9 +290,11 @@ func (c jsonConn) Write(b []byte) (int, error) {
 	status, _ := strconv.Atoi(string(m[1]))
 	id, text := rand.Text(), http.StatusText(status)
 	body := `{"detail":"` + text + `"}`
-	c.log.Info("not a request", slog.Int("status", status), slog.String("client", c.RemoteAddr().String()), slog.String("request_id", id))
+	peer, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+	c.log.Info("not a request", slog.Int("status", status), slog.String("client", plainAddress(peer.Addr()).String()), slog.String("request_id", id))
 	_, err := fmt.Fprintf(c.TCPConn, "HTTP/1.1 %d %s\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n"+
-		"Content-Type: application/json\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: %s\r\n\r\n%s", status, text, len(body), id, body)
+		"Content-Type: application/json\r\nDate: %s\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: %s\r\n\r\n%s",
+		status, text, len(body), time.Now().UTC().Format(http.TimeFormat), id, body)
 	return len(b), err
 }
 
@@ -344,8 +408,9 @@ func (cfg *settings) readPreviousSecrets(text string) error {
 func readElsewhere(*settings, string) error { return nil }
 
 // readFiles sets the variables that are to be read from a file, NAME_FILE being its path. A line break at the file's end
-// is no part of the value.
-func readFiles(values map[string]string) (faults []error) {
+// is no part of the value. The faults are returned by the variable that lacks its value for it.
+func readFiles(values map[string]string) map[string]error {
+	faults := make(map[string]error)
 	for _, name := range []string{"APP_JWT_SECRET", "APP_ADMIN_PASSWORD"} {
 		path := values[name+"_FILE"]
 		if path == "" {
@@ -354,9 +419,9 @@ func readFiles(values map[string]string) (faults []error) {
 		content, err := os.ReadFile(path)
 		switch {
 		case values[name] != "":
-			faults = append(faults, fmt.Errorf("%s_FILE: %s is set as well", name, name))
+			faults[name] = fmt.Errorf("%s_FILE: %s is set as well", name, name)
 		case err != nil:
-			faults = append(faults, fmt.Errorf("%s_FILE: %w", name, err))
+			faults[name] = fmt.Errorf("%s_FILE: can't read the file: %w", name, withoutPath(err))
 		default:
 			values[name] = strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
 		}
@@ -364,10 +429,18 @@ func readFiles(values map[string]string) (faults []error) {
 	return faults
 }
 
+// withoutPath returns the reason of a file error alone: the path may be a secret that stands in the wrong variable.
+func withoutPath(err error) error {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		return pathErr.Err
+	}
+	return err
+}
+
 // readDuration reads a whole number of units from 1 to most.
 func readDuration(d *time.Duration, text string, unit time.Duration, most int) error {
 	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > most {
+	if err != nil || n < 1 || n > most || strconv.Itoa(n) != text {
 		return fmt.Errorf("want a whole number from 1 to %d", most)
 	}
 	*d = time.Duration(n) * unit
@@ -417,7 +490,7 @@ func (cfg *settings) readArgon2(text string) (err error) {
 }
 
 // availableMemory returns the bytes of memory that this process may take, as far as Linux and the Go runtime tell: the
-// least of the machine's, the control group's and GOMEMLIMIT.
+// least of the machine's, a container's (the control group that it sees as its root) and GOMEMLIMIT.
 func availableMemory() uint64 {
 	have := uint64(debug.SetMemoryLimit(-1))
 	group, _ := os.ReadFile("/sys/fs/cgroup/memory.max")
@@ -443,7 +516,7 @@ func (cfg *settings) readTrustedProxies(text string) error {
 		if addr, addrErr := netip.ParseAddr(item); addrErr == nil {
 			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
 		}
-		if err != nil {
+		if err != nil || prefix.Addr().Is4In6() {
 			return fmt.Errorf("%q: want networks as 10.0.0.0/8, with commas between them", item)
 		}
 		cfg.trustedProxies = append(cfg.trustedProxies, prefix.Masked())
@@ -460,8 +533,11 @@ func (cfg *settings) readAdminEmail(text string) (err error) {
 
 func (cfg *settings) readAdminPassword(text string) error {
 	cfg.adminPassword = newSecret(text)
-	if n := utf8.RuneCountInString(text); n < 8 || n > 128 || !utf8.ValidString(text) {
-		return fmt.Errorf("want 8 to 128 characters, got %d", n)
+	if !utf8.ValidString(text) {
+		return errors.New("want a text in UTF-8")
+	}
+	if n := utf8.RuneCountInString(text); n < minPassword || n > maxPassword {
+		return fmt.Errorf("want %d to %d characters, got %d", minPassword, maxPassword, n)
 	}
 	return nil
 }
@@ -479,8 +555,12 @@ func loadSettings(environ []string, dotenv string) (settings, error) {
 			cfg.unknown = append(cfg.unknown, name)
 		}
 	}
-	faults = append(faults, readFiles(values)...)
+	fileFaults := readFiles(values)
 	for _, setting := range knownSettings() {
+		if err := fileFaults[setting.name]; err != nil {
+			faults = append(faults, err)
+			continue
+		}
 		text, ok := values[setting.name]
 		if !ok {
 			text = setting.fallback
@@ -520,47 +600,69 @@ func isKnown(name string) bool {
 }
 
 // parseDotenv reads lines of NAME=value. A value may stand in quotes, single or double, in which nothing is an escape.
-// Lines that are empty or begin with # are skipped.
+// Lines that are empty or begin with # are skipped, and so is what stands after a value behind a #.
 func parseDotenv(text string) (values map[string]string, faults []error) {
 	values = make(map[string]string)
-	for i, line := range strings.Split(text, "\n") {
+	for i, line := range strings.Split(strings.TrimPrefix(text, "\uFEFF"), "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		name, value, ok := strings.Cut(strings.TrimPrefix(line, "export "), "=")
-		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
-		_, twice := values[name]
-		switch {
-		case !ok:
-			faults = append(faults, fmt.Errorf(".env line %d: want NAME=value", i+1))
-		case !isKnown(name):
-			faults = append(faults, fmt.Errorf(".env line %d: %w", i+1, unknownName(name)))
-		case twice:
-			faults = append(faults, fmt.Errorf(".env line %d: %s is set twice", i+1, name))
+		name, value, err := parseAssignment(line)
+		if _, twice := values[name]; twice && err == nil {
+			err = fmt.Errorf("%s is set twice", name)
 		}
-		values[name] = unquote(value)
+		if err != nil {
+			faults = append(faults, fmt.Errorf(".env line %d: %w", i+1, err))
+			continue
+		}
+		values[name] = value
 	}
 	return values, faults
+}
+
+// parseAssignment reads one line of .env.
+func parseAssignment(line string) (name, value string, err error) {
+	name, value, ok := strings.Cut(strings.TrimPrefix(line, "export "), "=")
+	name = strings.TrimSpace(name)
+	if !ok {
+		return "", "", errors.New("want NAME=value")
+	}
+	if !isKnown(name) {
+		return "", "", unknownName(name)
+	}
+	if value, ok = unquote(strings.TrimSpace(value)); !ok {
+		return "", "", fmt.Errorf("%s: want the value in one pair of quotes, or in none", name)
+	}
+	return name, value, nil
 }
 
 // unknownName names a slip of the pen and what it may have been meant for, but not what is far from any name of a
 // setting: that may be a part of a secret.
 func unknownName(name string) error {
 	nearest := nearestSetting(name)
-	if editDistance(strings.ToUpper(name), nearest) > 5 {
+	if editDistance(strings.ToUpper(name), nearest) > 5 || !isWord(name) {
 		return errors.New("not the name of a setting")
 	}
 	return fmt.Errorf("%s is not a setting; did you mean %s?", name, nearest)
 }
 
-// unquote takes the quotes off a value, or the comment that follows one without.
-func unquote(value string) string {
-	if n := len(value); n >= 2 && (value[0] == '"' || value[0] == '\'') && value[n-1] == value[0] {
-		return value[1 : n-1]
+// isWord reports whether a name has nothing but what names of variables have.
+func isWord(name string) bool {
+	return strings.IndexFunc(name, func(r rune) bool {
+		return r != '_' && (r > unicode.MaxASCII || !unicode.IsLetter(r) && !unicode.IsDigit(r))
+	}) < 0
+}
+
+// unquote takes the quotes off a value, and the comment behind it. It reports whether the quotes are a pair.
+func unquote(value string) (string, bool) {
+	if value == "" || value[0] != '"' && value[0] != '\'' {
+		value, _, _ = strings.Cut(value, " #")
+		return strings.TrimSpace(value), true
 	}
-	value, _, _ = strings.Cut(value, " #")
-	return strings.TrimSpace(value)
+	inside, rest, paired := strings.Cut(value[1:], value[:1])
+	rest = strings.TrimSpace(rest)
+	return inside, paired && (rest == "" || rest[0] == '#')
 }
 
 // nearestSetting returns the setting whose name is the fewest slips of the pen away.

@@ -48,9 +48,18 @@ type throttle struct {
 
 // A guess is what failures are counted by: an address and a client, or one of them alone.
 type guess struct {
+	by      counted
 	address string // as addressKey returns it
 	client  netip.Prefix
 }
+
+type counted byte
+
+const (
+	byBoth counted = iota
+	byClient
+	byAddress
+)
 
 // A record is what is known of a guess.
 type record struct {
@@ -110,15 +119,15 @@ func (t *throttle) wait(address string, client netip.Addr) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	wait := time.Duration(0)
-	if r := t.find(guess{client: prefix}, now); r != nil {
+	if r := t.find(guess{by: byClient, client: prefix}, now); r != nil {
 		wait = r.windowWait(now)
 	}
-	pair := t.find(guess{address, prefix}, now)
+	pair := t.find(guess{byBoth, address, prefix}, now)
 	if pair == nil {
 		return wait
 	}
 	between := pair.backoff()
-	if r := t.find(guess{address: address}, now); r != nil && r.failures >= addressFailures {
+	if r := t.find(guess{by: byAddress, address: address}, now); r != nil && r.failures >= addressFailures {
 		between = max(between, addressWait)
 	}
 	return max(wait, between-now.Sub(pair.last))
@@ -140,8 +149,9 @@ func (r *record) windowWait(now time.Time) time.Duration {
 	for m := this; m > this-int64(minutesKept); m-- {
 		failures += r.inMinute(m)
 		if failures >= clientFailures {
-			// All of the minute m has left the window when it begins at the end of m.
-			return time.Unix((m+1)*60, 0).Add(clientWindow).Sub(now)
+			// All of the minute m has left the window when that begins at the end of m, and the whole record is
+			// forgotten in good time.
+			return min(time.Unix((m+1)*60, 0).Add(clientWindow).Sub(now), r.last.Add(forgetAfter).Sub(now))
 		}
 	}
 	return 0
@@ -149,21 +159,24 @@ func (r *record) windowWait(now time.Time) time.Duration {
 
 func minuteOf(t time.Time) int64 { return t.Unix() / 60 }
 
+// slot returns the place of a minute among minutesKept, also of one before 1970, where a clock that is not set may stand.
+func slot(m int64) int { return (int(m%int64(minutesKept)) + minutesKept) % minutesKept }
+
 // inMinute returns how many failures there were in a minute, one of the minutesKept last ones.
 func (r *record) inMinute(m int64) int {
 	if last := minuteOf(r.last); m > last || m <= last-int64(minutesKept) {
 		return 0
 	}
-	return int(r.minutes[m%int64(minutesKept)])
+	return int(r.minutes[slot(m)])
 }
 
 // count notes a failure.
 func (r *record) count(now time.Time) {
 	this := minuteOf(now)
 	for m := max(minuteOf(r.last)+1, this-int64(minutesKept)+1); m <= this; m++ {
-		r.minutes[m%int64(minutesKept)] = 0
+		r.minutes[slot(m)] = 0
 	}
-	if n := &r.minutes[this%int64(minutesKept)]; *n < clientFailures {
+	if n := &r.minutes[slot(this)]; *n < clientFailures {
 		*n++
 	}
 	r.failures++
@@ -178,7 +191,7 @@ func (t *throttle) failed(address string, client netip.Addr) {
 	now, prefix := t.now(), clientOf(client)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, g := range []guess{{address, prefix}, {client: prefix}, {address: address}} {
+	for _, g := range []guess{{byBoth, address, prefix}, {by: byClient, client: prefix}, {by: byAddress, address: address}} {
 		r := t.find(g, now)
 		if r == nil {
 			t.makeRoom(now)
@@ -197,8 +210,8 @@ func (t *throttle) succeeded(address string, client netip.Addr) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.records, maphash.Comparable(t.seed, guess{address, clientOf(client)}))
-	delete(t.records, maphash.Comparable(t.seed, guess{address: address}))
+	delete(t.records, maphash.Comparable(t.seed, guess{byBoth, address, clientOf(client)}))
+	delete(t.records, maphash.Comparable(t.seed, guess{by: byAddress, address: address}))
 }
 
 // makeRoom sees to it that one more record has a place. What is forgotten goes first, then what is least worth keeping:

@@ -142,24 +142,32 @@ func addressKey(address string) string {
 	return strings.Map(foldRune, address)
 }
 
-// foldRune returns the same rune for all that differ in letter case alone: the lower case of the least of them. K, k
-// and the Kelvin sign are three of one kind.
+// foldRune returns the same rune for all that differ in letter case alone: the least of them, or the lower case of that
+// in ASCII. K, k and the Kelvin sign are three of one kind.
 func foldRune(r rune) rune {
-	if r <= unicode.MaxASCII {
-		if 'A' <= r && r <= 'Z' {
-			r += 'a' - 'A'
-		}
-		return r
-	}
 	least := r
-	for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {
-		least = min(least, next)
+	if r > unicode.MaxASCII {
+		for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {
+			least = min(least, next)
+		}
 	}
-	return unicode.ToLower(least)
+	if 'A' <= least && least <= 'Z' {
+		least += 'a' - 'A'
+	}
+	return least
 }
 
-// Limits of an address, in octets (RFC 5321 4.5.3.1.1 and, with its erratum 1690, 4.5.3.1.3) and of a label (RFC 1035
-// 2.3.1). maxAddressText, in code points, is the original's bound on what it looks at at all.
+// lowerRune returns the lower case of a rune if that is a difference of letter case alone. The dotted I of Turkish, whose
+// lower case is a plain i, makes another domain.
+func lowerRune(r rune) rune {
+	if lower := unicode.ToLower(r); foldRune(lower) == foldRune(r) {
+		return lower
+	}
+	return r
+}
+
+// Limits of an address, in octets (RFC 5321 4.5.3.1.1 and, with its erratum 1690, 4.5.3.1.3), of a domain and a label, in
+// letters (RFC 1035 2.3.4), and of what the original looks at at all, in code points.
 const (
 	maxLocalPart   = 64
 	maxLabel       = 63
@@ -192,10 +200,12 @@ func parseAddress(text string) (string, error) {
 	if err := checkDomain(domain); err != nil {
 		return "", err
 	}
-	if over := len(text) - maxAddress; over > 0 {
+	address := local + "@" + strings.Map(lowerRune, domain)
+	// A letter can take more octets in lower case.
+	if over := max(len(text), len(address)) - maxAddress; over > 0 {
 		return "", refuse("The email address is too long %s.", tooMany(over))
 	}
-	return local + "@" + strings.ToLower(domain), nil
+	return address, nil
 }
 
 // checkLocalPart reports what stands against a local part: it is atoms between dots (RFC 5321 4.1.2, Dot-string), and
@@ -286,9 +296,6 @@ func checkLabel(label string) error {
 	if len(runes) >= 4 && runes[2] == '-' && runes[3] == '-' && !strings.EqualFold(label[:2], "xn") {
 		return refusal("An email address cannot have two letters followed by two dashes immediately after the @-sign or after a period, except Punycode.")
 	}
-	if unicode.IsMark(runes[0]) {
-		return refuse("The email address contains unsafe characters: %s.", displayRune(runes[0]))
-	}
 	if over := len(runes) - maxLabel; over > 0 {
 		return refuse("After the @-sign, periods cannot be separated by so many characters %s.", tooMany(over))
 	}
@@ -332,11 +339,13 @@ func invalidCharacters(text string, allowed func(rune) bool) string {
 }
 
 // checkUnsafe names the runes beyond ASCII that are not a letter, a mark, or a digit, or that nobody sees: an address
-// that looks like another is a trap. A mark that comes first would change the look of what stands before it.
+// that looks like another is a trap. A mark that comes first would change the look of the dot or the sign before it.
 func checkUnsafe(part string) error {
 	var bad []rune
-	for i, r := range part {
-		letter := r <= unicode.MaxASCII || unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.IsMark(r) && i > 0
+	before := '.'
+	for _, r := range part {
+		letter := r <= unicode.MaxASCII || unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.IsMark(r) && before != '.'
+		before = r
 		if !letter || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
 			bad = append(bad, r)
 		}
