@@ -647,14 +647,25 @@ func TestThrottleCounts(t *testing.T) {
 	}
 }
 
-// TestThrottleAtEpoch has a clock that nobody has set yet.
+// TestThrottleAtEpoch has a clock that nobody has set yet, or that was set wrong.
 func TestThrottleAtEpoch(t *testing.T) {
-	for _, start := range []time.Time{{}, time.Unix(30, 0)} {
-		th, _ := throttleAt(start)
+	for _, start := range []time.Time{{}, time.Date(1901, 12, 13, 20, 45, 52, 0, time.UTC), time.Unix(-3600, 0), time.Unix(-30, 0), time.Unix(0, 0), time.Unix(30, 0)} {
+		th, now := throttleAt(start)
 		for range 10 {
 			th.failed("a", loopback)
 		}
 		wantWait(t, th, start.String(), "a", loopback, time.Second)
+		for n := range 89 {
+			th.failed(fmt.Sprint(n), loopback)
+		}
+		wantWait(t, th, start.String()+", 99 failures", "new", loopback, 0)
+		*now = start.Add(14 * time.Minute)
+		th.failed("b", loopback)
+		if got := th.wait("new", loopback); got < time.Minute || got > 3*time.Minute {
+			t.Errorf("%v, 100 failures in 14 minutes: got a wait of %v, want one to 16 or 17 minutes after the first", start, got)
+		}
+		*now = start.Add(17 * time.Minute)
+		wantWait(t, th, start.String()+", 17 minutes later", "new", loopback, 0)
 	}
 }
 
