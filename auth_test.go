@@ -2861,19 +2861,23 @@ func TestBusy(t *testing.T) {
 	})
 }
 
+// cutBody is a request whose body is to have one size and has another.
+func cutBody(size, sent int) string {
+	return replaceOnce(refreshHeader, "20", fmt.Sprint(size)) + "\r\n{}" + strings.Repeat(" ", sent-2)
+}
+
+func sizedBody(size int) string { return cutBody(size, size) }
+
+func chunkedBody(size int) string {
+	return replaceOnce(refreshHeader, "Content-Length: 20", "Transfer-Encoding: chunked") +
+		fmt.Sprintf("\r\n%x\r\n{}%s\r\n0\r\n\r\n", size, strings.Repeat(" ", size-2))
+}
+
 // TestLargeBodies has as many large bodies in memory as there is room for. A body of less than 4 KiB needs none, and each
 // gives its place back, however it ends.
 func TestLargeBodies(t *testing.T) {
 	const busy, missing = `503 {"detail":"busy, try again"}`, `422 {"detail":[{"type":"missing"`
 	const large, broken = `413 {"detail":"Content Too Large"}`, `400 {"detail":"There was an error parsing the body"}`
-	cut := func(size, sent int) string {
-		return replaceOnce(refreshHeader, "20", fmt.Sprint(size)) + "\r\n{}" + strings.Repeat(" ", sent-2)
-	}
-	sized := func(size int) string { return cut(size, size) }
-	chunked := func(size int) string {
-		return replaceOnce(refreshHeader, "Content-Length: 20", "Transfer-Encoding: chunked") +
-			fmt.Sprintf("\r\n%x\r\n{}%s\r\n0\r\n\r\n", size, strings.Repeat(" ", size-2))
-	}
 	s := partsServer(t)
 	live := serveTCP(t, s, defaultTimeouts)
 	for _, row := range []struct {
@@ -2882,18 +2886,18 @@ func TestLargeBodies(t *testing.T) {
 		request string
 		want    string
 	}{
-		{"no other, the largest body", 0, sized(64 << 10), missing},
-		{"one place left", maxLargeBodies - 1, sized(64 << 10), missing},
-		{"one place left, the largest body in chunks", maxLargeBodies - 1, chunked(64 << 10), missing},
-		{"one place left, a chunk over the limit", maxLargeBodies - 1, chunked(64<<10 + 1), large},
-		{"one place left, a body that breaks off", maxLargeBodies - 1, cut(64<<10, 8<<10), broken},
-		{"no place left", maxLargeBodies, sized(4 << 10), busy},
-		{"no place left, chunks", maxLargeBodies, chunked(4 << 10), busy},
-		{"no place left, a body that breaks off", maxLargeBodies, cut(64<<10, 4<<10), busy},
-		{"no place left, a body that breaks off in time", maxLargeBodies, cut(64<<10, 4<<10-1), broken},
-		{"no place left, a body over the limit", maxLargeBodies, sized(64<<10 + 1), large},
-		{"no place left, a small body", maxLargeBodies, sized(4<<10 - 1), missing},
-		{"no place left, small chunks", maxLargeBodies, chunked(4<<10 - 1), missing},
+		{"no other, the largest body", 0, sizedBody(64 << 10), missing},
+		{"one place left", maxLargeBodies - 1, sizedBody(64 << 10), missing},
+		{"one place left, the largest body in chunks", maxLargeBodies - 1, chunkedBody(64 << 10), missing},
+		{"one place left, a chunk over the limit", maxLargeBodies - 1, chunkedBody(64<<10 + 1), large},
+		{"one place left, a body that breaks off", maxLargeBodies - 1, cutBody(64<<10, 8<<10), broken},
+		{"no place left", maxLargeBodies, sizedBody(4 << 10), busy},
+		{"no place left, chunks", maxLargeBodies, chunkedBody(4 << 10), busy},
+		{"no place left, a body that breaks off", maxLargeBodies, cutBody(64<<10, 4<<10), busy},
+		{"no place left, a body that breaks off in time", maxLargeBodies, cutBody(64<<10, 4<<10-1), broken},
+		{"no place left, a body over the limit", maxLargeBodies, sizedBody(64<<10 + 1), large},
+		{"no place left, a small body", maxLargeBodies, sizedBody(4<<10 - 1), missing},
+		{"no place left, small chunks", maxLargeBodies, chunkedBody(4<<10 - 1), missing},
 	} {
 		for range row.held {
 			s.largeBodies <- struct{}{}
@@ -3012,64 +3016,71 @@ func TestListStops(t *testing.T) {
 	}
 }
 
+// A shutdownRow is a login that waits for its turn to hash when the service is to end.
+type shutdownRow struct {
+	name            string
+	slot, took      time.Duration
+	shutdown        time.Duration // 0 for the default
+	answer, logged  string
+	clientGoesFirst bool
+}
+
+var shutdownRows = []shutdownRow{
+	{"it gets its turn", 3 * time.Second, 3 * time.Second, 0, `200 {"access_token":"`, "status=200", false},
+	{"it waits too long", 0, 5 * time.Second, 0, `503 {"detail":"busy, try again"}`, `level=ERROR msg="login refused" address_hash=`, false},
+	{"there is no time left for it", 0, time.Second, time.Second, "unexpected EOF", `msg="requests cut off" reason="context deadline exceeded"`, false},
+	{"its client goes", 0, 0, 0, "io: read/write on closed pipe", "msg=request method=POST route=\"POST /auth/login\" status=503", true},
+}
+
 // TestShutdown ends the service while a login waits for a slot. The slot is given back after some time, if ever.
 func TestShutdown(t *testing.T) {
-	for _, row := range []struct {
-		name            string
-		slot, took      time.Duration
-		shutdown        time.Duration // 0 for the default
-		answer, logged  string
-		clientGoesFirst bool
-	}{
-		{"it gets its turn", 3 * time.Second, 3 * time.Second, 0, `200 {"access_token":"`, "status=200", false},
-		{"it waits too long", 0, 5 * time.Second, 0, `503 {"detail":"busy, try again"}`, `level=ERROR msg="login refused" address_hash=`, false},
-		{"there is no time left for it", 0, time.Second, time.Second, "unexpected EOF", `msg="requests cut off" reason="context deadline exceeded"`, false},
-		{"its client goes", 0, 0, 0, "io: read/write on closed pipe", "msg=request method=POST route=\"POST /auth/login\" status=503", true},
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			s := partsServer(t)
-			var log bytes.Buffer
-			s.log = newLogger("text", &log)
-			s.passwords = fullPasswords(1, 0)
-			limits := defaultTimeouts
-			if row.shutdown > 0 {
-				limits.shutdown = row.shutdown
-			}
-			listener := newPipeListener()
-			live := startServing(t, s, listener, limits)
-			idle, conn := listener.dial(t), listener.dial(t)
-			if got := ask(idle, askHealth); got != healthy {
-				t.Errorf("%s: got %s, want %s", row.name, got, healthy)
-			}
-			io.WriteString(conn, askLogin)
-			synctest.Wait()
-			start := time.Now()
-			live.cancel()
-			synctest.Wait()
-			if listener.dial(t) != nil {
-				t.Errorf("%s: got a new connection, want none", row.name)
-			}
-			if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
-				t.Errorf("%s: a connection without a request: got %v, want it closed", row.name, err)
-			}
-			if row.clientGoesFirst {
-				conn.Close()
-			}
-			if row.slot > 0 {
-				time.AfterFunc(row.slot, func() { <-s.passwords.slots })
-			}
-			if got, _ := readAnswer(bufio.NewReader(conn)); !strings.HasPrefix(got, row.answer) {
-				t.Errorf("%s: got %s, want %s", row.name, got, row.answer)
-			}
-			<-live.ended
-			if took := time.Since(start); took < row.took || took > row.took+time.Second {
-				t.Errorf("%s: got the end after %v, want %v", row.name, took, row.took)
-			}
-			synctest.Wait()
-			if !strings.Contains(log.String(), row.logged) {
-				t.Errorf("%s: got the log %s, want %s in it", row.name, log.String(), row.logged)
-			}
-		})
+	for _, row := range shutdownRows {
+		synctest.Test(t, row.test)
+	}
+}
+
+func (row shutdownRow) test(t *testing.T) {
+	s := partsServer(t)
+	var log bytes.Buffer
+	s.log = newLogger("text", &log)
+	s.passwords = fullPasswords(1, 0)
+	limits := defaultTimeouts
+	if row.shutdown > 0 {
+		limits.shutdown = row.shutdown
+	}
+	listener := newPipeListener()
+	live := startServing(t, s, listener, limits)
+	idle, conn := listener.dial(t), listener.dial(t)
+	if got := ask(idle, askHealth); got != healthy {
+		t.Errorf("%s: got %s, want %s", row.name, got, healthy)
+	}
+	io.WriteString(conn, askLogin)
+	synctest.Wait()
+	start := time.Now()
+	live.cancel()
+	synctest.Wait()
+	if listener.dial(t) != nil {
+		t.Errorf("%s: got a new connection, want none", row.name)
+	}
+	if _, err := idle.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("%s: a connection without a request: got %v, want it closed", row.name, err)
+	}
+	if row.clientGoesFirst {
+		conn.Close()
+	}
+	if row.slot > 0 {
+		time.AfterFunc(row.slot, func() { <-s.passwords.slots })
+	}
+	if got, _ := readAnswer(bufio.NewReader(conn)); !strings.HasPrefix(got, row.answer) {
+		t.Errorf("%s: got %s, want %s", row.name, got, row.answer)
+	}
+	<-live.ended
+	if took := time.Since(start); took < row.took || took > row.took+time.Second {
+		t.Errorf("%s: got the end after %v, want %v", row.name, took, row.took)
+	}
+	synctest.Wait()
+	if !strings.Contains(log.String(), row.logged) {
+		t.Errorf("%s: got the log %s, want %s in it", row.name, log.String(), row.logged)
 	}
 }
 
@@ -3294,64 +3305,73 @@ func TestParameterGivenOften(t *testing.T) {
 	}
 }
 
+// A panicRow is a handler that panics, with its answer and what the log has of it.
+type panicRow struct {
+	name    string
+	handler http.HandlerFunc
+	want    string
+	logged  []string
+}
+
+var panicRows = []panicRow{
+	{"before the answer", func(http.ResponseWriter, *http.Request) { panic("oops\nlevel=INFO") }, `500 {"detail":"Internal Server Error"}`,
+		[]string{`level=ERROR msg=panic request_id=`, ` panic="oops\nlevel=INFO" stack="goroutine `, "auth_test.go:", "level=ERROR msg=request method=GET route=/panic status=500 bytes=34 "}},
+	{"a nil pointer", func(w http.ResponseWriter, r *http.Request) { w.Write([]byte((*user)(nil).id)) }, `500 {"detail":"Internal Server Error"}`,
+		[]string{`panic="runtime error: invalid memory address or nil pointer dereference"`, "status=500"}},
+	{"after a header", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "2")
+		panic("oops")
+	}, `500 {"detail":"Internal Server Error"}`, []string{"level=ERROR msg=panic"}},
+	{"after the answer began", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(200)
+		http.NewResponseController(w).Flush()
+		panic("oops")
+	}, "unexpected EOF", []string{"level=ERROR msg=panic", " panic=oops stack=", " status=200 "}},
+	{"in what was written, unsent", func(w http.ResponseWriter, _ *http.Request) {
+		w.Write([]byte("half"))
+		panic("oops")
+	}, "unexpected EOF", []string{"level=ERROR msg=panic", " status=200 bytes=4 "}},
+	{"on purpose", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "unexpected EOF", []string{"level=INFO msg=request"}},
+}
+
 // TestPanic has handlers panic before and after the answer has begun. The service goes on.
 func TestPanic(t *testing.T) {
-	for _, row := range []struct {
-		name    string
-		handler http.HandlerFunc
-		want    string
-		logged  []string
-	}{
-		{"before the answer", func(http.ResponseWriter, *http.Request) { panic("oops\nlevel=INFO") }, `500 {"detail":"Internal Server Error"}`,
-			[]string{`level=ERROR msg=panic request_id=`, ` panic="oops\nlevel=INFO" stack="goroutine `, "auth_test.go:", "level=ERROR msg=request method=GET route=/panic status=500 bytes=34 "}},
-		{"a nil pointer", func(w http.ResponseWriter, r *http.Request) { w.Write([]byte((*user)(nil).id)) }, `500 {"detail":"Internal Server Error"}`,
-			[]string{`panic="runtime error: invalid memory address or nil pointer dereference"`, "status=500"}},
-		{"after a header", func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Length", "2")
-			panic("oops")
-		}, `500 {"detail":"Internal Server Error"}`, []string{"level=ERROR msg=panic"}},
-		{"after the answer began", func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(200)
-			http.NewResponseController(w).Flush()
-			panic("oops")
-		}, "unexpected EOF", []string{"level=ERROR msg=panic", " panic=oops stack=", " status=200 "}},
-		{"in what was written, unsent", func(w http.ResponseWriter, _ *http.Request) {
-			w.Write([]byte("half"))
-			panic("oops")
-		}, "unexpected EOF", []string{"level=ERROR msg=panic", " status=200 bytes=4 "}},
-		{"on purpose", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "unexpected EOF", []string{"level=INFO msg=request"}},
+	for _, row := range panicRows {
+		row.test(t)
+	}
+}
+
+func (row panicRow) test(t *testing.T) {
+	s := partsServer(t)
+	var log bytes.Buffer
+	s.log = newLogger("text", &log)
+	mux := http.NewServeMux()
+	mux.Handle("/panic", s.observe(row.handler))
+	mux.Handle("/", s.handler())
+	live := httptest.NewServer(mux)
+	for _, request := range []struct{ text, want string }{
+		{"GET /panic HTTP/1.1\r\nHost: x\r\n\r\n", row.want},
+		{askHealth, healthy},
 	} {
-		s := partsServer(t)
-		var log bytes.Buffer
-		s.log = newLogger("text", &log)
-		mux := http.NewServeMux()
-		mux.Handle("/panic", s.observe(row.handler))
-		mux.Handle("/", s.handler())
-		live := httptest.NewServer(mux)
-		for _, request := range []struct{ text, want string }{
-			{"GET /panic HTTP/1.1\r\nHost: x\r\n\r\n", row.want},
-			{askHealth, healthy},
-		} {
-			conn, err := net.Dial("tcp", live.Listener.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := ask(conn, request.text); got != request.want {
-				t.Errorf("%s: got %s, want %s", row.name, got, request.want)
-			}
-			conn.Close()
+		conn, err := net.Dial("tcp", live.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
 		}
-		live.Close()
-		text := log.String()
-		for _, want := range row.logged {
-			if !strings.Contains(text, want) {
-				t.Errorf("%s: got the log %s, want %s in it", row.name, text, want)
-			}
+		if got := ask(conn, request.text); got != request.want {
+			t.Errorf("%s: got %s, want %s", row.name, got, request.want)
 		}
-		for line := range strings.Lines(text) {
-			if !strings.HasPrefix(line, "time=") {
-				t.Errorf("%s: got the line %s, want each to begin with its time", row.name, line)
-			}
+		conn.Close()
+	}
+	live.Close()
+	text := log.String()
+	for _, want := range row.logged {
+		if !strings.Contains(text, want) {
+			t.Errorf("%s: got the log %s, want %s in it", row.name, text, want)
+		}
+	}
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, "time=") {
+			t.Errorf("%s: got the line %s, want each to begin with its time", row.name, line)
 		}
 	}
 }
