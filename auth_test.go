@@ -18,6 +18,7 @@ import (
 	"net/http/httptest"
 	"net/mail"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"regexp"
@@ -3767,6 +3768,57 @@ func TestHTTP10WithBothLengths(t *testing.T) {
 	if got, header := readAnswer(reader); header != nil {
 		t.Errorf("got a second answer, %s, want the end", got)
 	}
+}
+
+// FuzzForm reads a body as a form of either kind. Where net/url takes it too, the two agree.
+func FuzzForm(f *testing.F) {
+	for _, body := range []string{"username=a%40b.co&password=100%", "a=1&a=2", "=&&;=%zz&+=%2B", "grant_type=&scope=%ff",
+		"--x\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\nb\r\n--x--\r\n"} {
+		f.Add(body)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		in := newInput("body")
+		in.addURLEncoded(body)
+		want, err := url.ParseQuery(body)
+		for name, v := range in.values {
+			switch {
+			case (v.kind == jsonString) != utf8.ValidString(v.text) && v.kind != givenTwice:
+				t.Errorf("%q: got %v, want text if and only if it is UTF-8", body, v)
+			case err == nil && (v.kind == givenTwice) != (len(want[name]) > 1):
+				t.Errorf("%q: %q: got %v, want it %d times", body, name, v, len(want[name]))
+			case err == nil && v.kind != givenTwice && v.text != want.Get(name):
+				t.Errorf("%q: %q: got %q, want %q", body, name, v.text, want.Get(name))
+			}
+		}
+		if err == nil && len(want) != len(in.values) {
+			t.Errorf("%q: got %d parameters, want %d", body, len(in.values), len(want))
+		}
+		parts := newInput("body")
+		if err := parts.addMultipart(body, "multipart/form-data; boundary=x"); err != nil && err != errMultipart {
+			t.Errorf("%q: got %v, want %v or none", body, err, errMultipart)
+		}
+	})
+}
+
+// FuzzDotenv reads a file .env. A value is taken as it stands between its quotes, if at all, and a fault shows none.
+func FuzzDotenv(f *testing.F) {
+	for _, row := range badDotenvs {
+		f.Add(row.text)
+	}
+	for _, row := range goodSettings {
+		f.Add(row.dotenv)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		values, faults := parseDotenv(text)
+		for name, value := range values {
+			if !isKnown(name) || !strings.Contains(text, value) || strings.Contains(value, "\n") {
+				t.Errorf("%q: got %q=%q, want a setting and what stands in the file", text, name, value)
+			}
+		}
+		if lines := strings.Count(text, "\n") + 1; len(faults)+len(values) > lines {
+			t.Errorf("%q: got %d faults and %d values, want no more than %d lines", text, len(faults), len(values), lines)
+		}
+	})
 }
 
 // benchTokens returns what a user's access token is made of: two UUIDs, one scope, the default issuer.

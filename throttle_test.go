@@ -681,3 +681,31 @@ func TestInvalidClient(t *testing.T) {
 	}
 	wantWait(t, th, "ten failures of an invalid client", "b", netip.Addr{}, time.Second)
 }
+
+// FuzzClientAddress reads X-Forwarded-For. Whatever it says, the client is the connection's, or an address that stands in it
+// with nothing but our own proxies to its right.
+func FuzzClientAddress(f *testing.F) {
+	for _, header := range []string{"192.0.2.1", "x, 192.0.2.1", "192.0.2.1, 10.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0", ",,", "10.0.0.1,"} {
+		f.Add(header)
+	}
+	proxies := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("127.0.0.0/8")}
+	f.Fuzz(func(t *testing.T, header string) {
+		r := &http.Request{RemoteAddr: "10.0.0.9:1", Header: http.Header{"X-Forwarded-For": {header}}}
+		got := clientAddress(r, proxies)
+		if got != plainAddress(got) {
+			t.Errorf("%q: got %v, want it in its one spelling", header, got)
+		}
+		hops := strings.Split(header, ",")
+		last, err := netip.ParseAddr(strings.TrimSpace(hops[len(hops)-1]))
+		switch {
+		case err != nil && got != netip.MustParseAddr("10.0.0.9"):
+			t.Errorf("%q: got %v, want the connection's", header, got)
+		case err == nil && !isProxy(plainAddress(last), proxies) && got != plainAddress(last):
+			t.Errorf("%q: got %v, want the last, %v", header, got, last)
+		}
+		r.RemoteAddr = "192.0.2.9:1"
+		if got := clientAddress(r, proxies); got != netip.MustParseAddr("192.0.2.9") {
+			t.Errorf("%q: got %v from no proxy, want the connection's", header, got)
+		}
+	})
+}
