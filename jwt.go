@@ -287,7 +287,7 @@ func appendJSONStrings(dst []byte, list []string) []byte {
 // appendJSONString appends a JSON string. Nearly all that we write needs no escape and is copied as it is.
 func appendJSONString(dst []byte, s string) []byte {
 	for i := range len(s) {
-		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+		if endsPlain[s[i]] {
 			// Marshal has no error for a string. What it is given moves to the heap: a copy, so that s need not.
 			quoted, _ := json.Marshal(strings.Clone(s))
 			return append(dst, quoted...)
@@ -333,7 +333,7 @@ func (v jsonValue) number() (float64, error) {
 	if v.kind != jsonNumber {
 		return 0, errors.New("not a number")
 	}
-	if n, err := strconv.ParseInt(v.text, 10, 64); err == nil {
+	if n, err := strconv.Atoi(v.text); err == nil {
 		return float64(n), nil // as nearly every time is, in a fifth of the time
 	}
 	f, err := strconv.ParseFloat(v.text, 64)
@@ -348,7 +348,7 @@ func (v jsonValue) strings() ([]string, error) {
 	if v.kind != jsonArray {
 		return nil, errors.New("not a list")
 	}
-	list := make([]string, 0, 2) // A user has one scope, an admin two.
+	list := make([]string, 0, strings.Count(v.text, ",")+1)
 	r := jsonReader{src: v.text}
 	err := r.array(func(element jsonValue) error {
 		s, err := element.str()
@@ -604,12 +604,15 @@ var endsPlain = func() (ends [256]bool) {
 
 // plainText goes to the end of the plain text that begins here, and returns it.
 func (r *jsonReader) plainText() string {
-	start, end := r.pos, r.pos
-	for end < len(r.src) && !endsPlain[r.src[end]] {
-		end++
+	text := r.src[r.pos:]
+	for i := range len(text) {
+		if endsPlain[text[i]] {
+			text = text[:i]
+			break
+		}
 	}
-	r.pos = end
-	return r.src[start:end]
+	r.pos += len(text)
+	return text
 }
 
 // anyText reads the rest of a string that begins at start, whatever is in it. JSON is UTF-8 (RFC 8259 8.1): here is where
