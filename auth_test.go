@@ -1868,6 +1868,7 @@ func TestSettingsRefused(t *testing.T) {
 var badDotenvs = []struct{ name, text, want string }{
 	{"a slip of the pen", "APP_ISUER=x", `.env line 1: APP_ISUER is not a setting; did you mean APP_ISSUER?`},
 	{"a letter too many", "APP_ADDRR=x", `.env line 1: APP_ADDRR is not a setting; did you mean APP_ADDR?`},
+	{"another digit", "APP_ARGON3=x", `.env line 1: APP_ARGON3 is not a setting; did you mean APP_ARGON2?`},
 	{"another letter", "APP_ADMIN_EMAIK=x", `.env line 1: APP_ADMIN_EMAIK is not a setting; did you mean APP_ADMIN_EMAIL?`},
 	{"another unit", "APP_REFRESH_TTL_HOURS=1", `.env line 1: APP_REFRESH_TTL_HOURS is not a setting; did you mean APP_REFRESH_TTL_DAYS?`},
 	{"no prefix", "ADMIN_PASSWORD=x", `.env line 1: ADMIN_PASSWORD is not a setting; did you mean APP_ADMIN_PASSWORD?`},

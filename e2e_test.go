@@ -295,7 +295,11 @@ func (r *replay) exchange(request, answer string) {
 	r.check(request, "status", strconv.Itoa(got.status), head[0])
 	for _, line := range head[1:] {
 		name, value, _ := strings.Cut(strings.TrimPrefix(line, "!"), ": ") // No value: no such header.
-		r.check(request, name, strings.Join(got.header.Values(name), ", "), value)
+		values := strings.Join(got.header.Values(name), ", ")
+		if _, there := got.header[http.CanonicalHeaderKey(name)]; there && values == "" {
+			values = "(empty)"
+		}
+		r.check(request, name, values, value)
 	}
 	if body != "" {
 		r.check(request, "body", canonical(got.body), strings.TrimPrefix(canonical(body), "(empty)"))
