@@ -925,6 +925,7 @@ var badAddresses = []struct{ name, text, want string }{
 	{"an emoji", "us😀er@example.com", "The email address contains unsafe characters: '😀'."},
 	{"a no-break space", "us\u00a0er@example.com", "The email address contains unsafe characters: U+00A0."},
 	{"a mark first", "\u0301user@example.com", "The email address contains unsafe characters: U+0301."},
+	{"a reserved name with a long s", "u@example.te\u017ft", "The part after the @-sign is a special-use or reserved name that cannot be used with email."},
 	{"a mark after a dot", "us.\u0301er@example.com", "The email address contains unsafe characters: U+0301."},
 	{"each unsafe character once, by code point", "b\u202e\u200b\u202e\u200bo@example.com", "The email address contains unsafe characters: U+200B, U+202E."},
 	{"a mark first in the domain", "user@\u0301example.com", "The email address contains unsafe characters: U+0301."},
@@ -3018,6 +3019,30 @@ func TestListStops(t *testing.T) {
 	}
 }
 
+// TestListEnds writes users between two places, of which there are more than those on both sides.
+func TestListEnds(t *testing.T) {
+	s := partsServer(t)
+	for n := range 3 * usersPage {
+		s.users.add(user{id: fmt.Sprint(n), email: fmt.Sprint(n, "@example.com")})
+	}
+	for _, row := range []struct{ from, end int }{
+		{0, 0}, {0, 1}, {0, usersPage}, {0, usersPage + 1}, {1, usersPage}, {usersPage - 1, 2*usersPage + 1}, {usersPage, usersPage},
+	} {
+		w := httptest.NewRecorder()
+		s.writeUsers(w, row.from, row.end)
+		var got []struct{ ID string }
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || len(got) != row.end-row.from {
+			t.Errorf("%d to %d: got %d users and %v, want %d", row.from, row.end, len(got), err, row.end-row.from)
+			continue
+		}
+		for i, u := range got {
+			if want := s.users.inOrder[row.from+i].id; u.ID != want {
+				t.Errorf("%d to %d: got %s in place %d, want %s", row.from, row.end, u.ID, i, want)
+			}
+		}
+	}
+}
+
 // A shutdownRow is a login that waits for its turn to hash when the service is to end.
 type shutdownRow struct {
 	name            string
@@ -3162,6 +3187,8 @@ func TestRequestsOnOneConnection(t *testing.T) {
 		{"a body and a request", replaceOnce(refreshHeader, "20", "2") + "\r\n{}" + askHealth, []string{refreshed, healthy}},
 		{"a path that is not there and a request", replaceOnce(askHealth, "/healthz", "/nope") + askHealth, []string{unread, healthy}},
 		{"a question that is about no path", "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n" + askHealth, []string{unread, healthy}},
+		{"a URL without a path", "GET http://x HTTP/1.1\r\nHost: x\r\n\r\n" + askHealth, []string{unread, healthy}},
+		{"a tunnel", "CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n" + askHealth, []string{unread, healthy}},
 		{"a chunked body and a request", chunked + askHealth, []string{refreshed}},
 		{"both lengths and a request", replaceOnce(chunked, "Transfer", "Content-Length: 2\r\nTransfer") + askHealth, []string{refreshed}},
 		{"both lengths, the other first", replaceOnce(chunked, "chunked\r\n", "chunked\r\nContent-Length: 12\r\n") + askHealth, []string{refreshed}},

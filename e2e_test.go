@@ -622,6 +622,7 @@ var logRows = []struct {
 	{"GET /admin/users", "ADMIN", "", 200, "GET /admin/users", "admin list read user=admin-0 users=2"},
 	{"HEAD /admin/users", "ADMIN", "", 200, "GET /admin/users", ""},
 	{"GET /admin/users?limit=1", "ADMIN", "", 200, "GET /admin/users", "admin list read user=admin-0 users=1"},
+	{"GET /admin/users?after=admin-0", "ADMIN", "", 200, "GET /admin/users", "admin list read user=admin-0 users=1"},
 	{"GET /admin/users?limit=0", "ADMIN", "", 422, "GET /admin/users", ""},
 	{"POST /auth/login", "form", strings.Repeat("x", 64<<10+1), 413, "", ""},
 }

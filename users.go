@@ -304,7 +304,7 @@ func checkLabel(label string) error {
 
 // checkTopLevel reports why a domain of these labels can't get mail.
 func checkTopLevel(labels []string) error {
-	last := strings.ToLower(labels[len(labels)-1])
+	last := addressKey(labels[len(labels)-1])
 	switch {
 	case slices.Contains([]string{"arpa", "invalid", "local", "localhost", "onion", "test"}, last) && len(labels) > 1:
 		return refusal("The part after the @-sign is a special-use or reserved name that cannot be used with email.")
