@@ -2002,6 +2002,9 @@ var goodSettings = []struct{ name, environ, dotenv, old, new string }{
 	{"empty quotes", "", `APP_ADMIN_EMAIL=""`, "admin@example.com", ""},
 	{"letters at both ends that are equal", "", `APP_ISSUER=xyx`, "jwt-auth-api", `xyx`},
 	{"a comment", "", "# APP_ISSUER=y\n\n  # x\nAPP_ISSUER=x # y", "jwt-auth-api", "x"},
+	{"a comment in place of a value", "", "APP_ADMIN_EMAIL= # none", "admin@example.com", ""},
+	{"a comment behind a tab", "", "APP_ISSUER=x\t# y", "jwt-auth-api", "x"},
+	{"a number sign first", "", "APP_ISSUER=#x", "jwt-auth-api", "#x"},
 	{"a number sign without a space", "", "APP_ISSUER=x#y", "jwt-auth-api", "x#y"},
 	{"an equals sign in a value", "", "APP_ISSUER=x=y", "jwt-auth-api", "x=y"},
 }

@@ -616,7 +616,10 @@ func (in *input) take(name string) (text string, ok bool) {
 
 // optional returns a string that may be missing, which is the same as an empty one.
 func (in *input) optional(name string) string {
-	return in.values[name].text
+	if v := in.values[name]; v.kind == jsonString {
+		return v.text
+	}
+	return ""
 }
 
 // pattern notes a fault if a string is there and is not the one that is expected.

@@ -396,6 +396,7 @@ func (cfg *settings) readPreviousSecrets(text string) error {
 		return nil
 	}
 	for i, previous := range strings.Split(text, ",") {
+		previous = strings.TrimSpace(previous)
 		if err := checkSecretLength(previous); err != nil {
 			return fmt.Errorf("secret %d: %w", i+1, err)
 		}
@@ -631,7 +632,7 @@ func parseAssignment(line string) (name, value string, err error) {
 	if !isKnown(name) {
 		return "", "", unknownName(name)
 	}
-	if value, ok = unquote(strings.TrimSpace(value)); !ok {
+	if value, ok = unquote(value); !ok {
 		return "", "", fmt.Errorf("%s: want the value in one pair of quotes, or in none", name)
 	}
 	return name, value, nil
@@ -656,11 +657,13 @@ func isWord(name string) bool {
 
 // unquote takes the quotes off a value, and the comment behind it. It reports whether the quotes are a pair.
 func unquote(value string) (string, bool) {
-	if value == "" || value[0] != '"' && value[0] != '\'' {
+	trimmed := strings.TrimSpace(value)
+	if trimmed == "" || trimmed[0] != '"' && trimmed[0] != '\'' {
 		value, _, _ = strings.Cut(value, " #")
+		value, _, _ = strings.Cut(value, "\t#")
 		return strings.TrimSpace(value), true
 	}
-	inside, rest, paired := strings.Cut(value[1:], value[:1])
+	inside, rest, paired := strings.Cut(trimmed[1:], trimmed[:1])
 	rest = strings.TrimSpace(rest)
 	return inside, paired && (rest == "" || rest[0] == '#')
 }

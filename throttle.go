@@ -203,7 +203,7 @@ func (t *throttle) failed(address string, client netip.Addr) {
 }
 
 // succeeded forgets the failures at an address, those of this client and those in a row. The client's own over all
-// addresses stay: whoever has an account could else clear them whenever he likes.
+// addresses stay: whoever has an account could otherwise clear them whenever he likes.
 func (t *throttle) succeeded(address string, client netip.Addr) {
 	if t == nil {
 		return
