@@ -2337,6 +2337,152 @@ func TestNewLogger(t *testing.T) {
 	}
 }
 
+// TestDeadline plays what net/http and a connection do to a deadline, on a clock of its own: by is when calls are to
+// end, wait and done are a call's begin and end, and a time alone passes. The connection is told, as a time from the start, or none.
+func TestDeadline(t *testing.T) {
+	for _, row := range []struct{ name, script, want string }{
+		{"none is what a connection has", "wait done", ""},
+		{"nothing waits, nothing is told", "by 5s by 10s by none", ""},
+		{"the last one is told when something waits, a little later", "by 5s by 10s wait done", "10.1s"},
+		{"it is told once", "by 5s wait done wait done", "5.1s"},
+		{"what waits already hears of it", "wait by 5s by none", "5.1s none"},
+		{"a later one is taken as the one before while it is not too early", "by 5s wait done 100ms by 5s wait done", "5.1s"},
+		{"a later one is told when it is", "by 5s wait done 101ms by 5s wait done", "5.1s 5.201s"},
+		{"an earlier one is told", "by 10s wait done by 9999ms wait done", "10.1s 10.099s"},
+		{"none after one is told", "by 5s wait done by none wait done", "5.1s none"},
+		{"one after none is told", "by 5s wait done by none wait done by 5s wait done", "5.1s none 5.1s"},
+		{"one in the past ends what waits", "by 10s wait by -1s", "10.1s -1s"},
+		{"one in the past ends what comes, and is not told", "by -1s wait", "expired"},
+		{"now is the past", "by 0s wait", "expired"},
+		{"a moment on is not", "by 1ns wait done", "100.000001ms"},
+		{"one that has passed ends what comes", "by 1s 1s wait", "expired"},
+		{"so it does if it was told, as the connection sees to it", "by 1s wait done 2s wait", "1.1s"},
+		{"what was expired is over when another is set", "by 10s wait done by -1s wait by none by 10s wait done", "10.1s expired"},
+		{"what expires is not waiting", "by -1s wait by 5s", "expired"},
+		{"one in the past that was told is replaced", "wait by -1s done by 10s wait done", "-1s 10.1s"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			start := time.Now()
+			var told []string
+			d := deadline{tell: func(at time.Time) error {
+				if at.IsZero() {
+					told = append(told, "none")
+				} else {
+					told = append(told, at.Sub(start).String())
+				}
+				return nil
+			}}
+			playDeadline(t, &d, row.script, func() { told = append(told, "expired") })
+			if got := strings.Join(told, " "); got != row.want {
+				t.Errorf("%s: got %q, want %q", row.name, got, row.want)
+			}
+		})
+	}
+}
+
+// playDeadline plays one script of TestDeadline.
+func playDeadline(t *testing.T, d *deadline, script string, expired func()) {
+	words := strings.Fields(script)
+	for i := 0; i < len(words); i++ {
+		switch words[i] {
+		case "by":
+			i++
+			if words[i] == "none" {
+				d.set(time.Time{})
+			} else {
+				d.set(time.Now().Add(mustDuration(t, words[i])))
+			}
+		case "wait":
+			if err := d.begin(); err != nil {
+				expired()
+			}
+		case "done":
+			d.end()
+		default:
+			<-time.After(mustDuration(t, words[i]))
+		}
+	}
+}
+
+func mustDuration(t *testing.T, text string) time.Duration {
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// TestLazyConn has real reads and writes wait for a peer who does nothing.
+func TestLazyConn(t *testing.T) {
+	read := func(c *lazyConn) error { _, err := c.Read(make([]byte, 1)); return err }
+	write := func(c *lazyConn) (err error) {
+		for err == nil { // until the buffers of both ends are full
+			_, err = c.Write(make([]byte, 1<<20))
+		}
+		return err
+	}
+	for _, row := range []struct {
+		name string
+		wait func(*lazyConn) error
+		set  func(*lazyConn, time.Time) error
+	}{
+		{"a read", read, (*lazyConn).SetReadDeadline},
+		{"a write", write, (*lazyConn).SetWriteDeadline},
+		{"a read, by the deadline of both", read, (*lazyConn).SetDeadline},
+		{"a write, by the deadline of both", write, (*lazyConn).SetDeadline},
+	} {
+		conn, peer := tcpPair(t)
+		c := newLazyConn(conn)
+		start := time.Now()
+		row.set(c, start.Add(20*time.Millisecond))
+		if err := row.wait(c); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) < 20*time.Millisecond {
+			t.Errorf("%s: got %v after %v, want its deadline", row.name, err, time.Since(start))
+		}
+		row.set(c, time.Time{})
+		ended := make(chan error)
+		go func() { ended <- row.wait(c) }()
+		for waiting := false; !waiting; waiting = c.read.isWaiting() || c.write.isWaiting() {
+			runtime.Gosched()
+		}
+		row.set(c, time.Unix(1, 0))
+		if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s that waits: got %v, want its deadline", row.name, err)
+		}
+		if err := row.wait(c); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s after the deadline: got %v, want it", row.name, err)
+		}
+		row.set(c, time.Time{})
+		io.WriteString(peer, "x")
+		if err := read(c); err != nil {
+			t.Errorf("%s: a read after it: got %v, want none", row.name, err)
+		}
+	}
+}
+
+func (d *deadline) isWaiting() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.waiting
+}
+
+// tcpPair returns both ends of a connection over loopback.
+func tcpPair(t *testing.T) (server *net.TCPConn, client net.Conn) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if client, err = net.Dial("tcp", listener.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(); client.Close() })
+	return conn.(*net.TCPConn), client
+}
+
 // A writeLog notes each write, and when it was.
 type writeLog struct {
 	start  time.Time

@@ -262,13 +262,13 @@ type jsonListener struct {
 func (l jsonListener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		return jsonConn{tcp, l.log}, err
+		return jsonConn{newLazyConn(tcp), l.log}, err
 	}
 	return conn, err
 }
 
 type jsonConn struct {
-	*net.TCPConn
+	*lazyConn
 	log *slog.Logger
 }
 
@@ -281,21 +281,110 @@ var plainAnswer = regexp.MustCompile(`^HTTP/1\.1 ([45]\d\d) [^\r\n]*\r\n(?:` +
 func (c jsonConn) Write(b []byte) (int, error) {
 	// Most answers are seen by this not to be one, in a tenth of the time.
 	if !bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && !bytes.HasPrefix(b, []byte("HTTP/1.1 5")) {
-		return c.TCPConn.Write(b)
+		return c.lazyConn.Write(b)
 	}
 	m := plainAnswer.FindSubmatch(b)
 	if m == nil {
-		return c.TCPConn.Write(b)
+		return c.lazyConn.Write(b)
 	}
 	status, _ := strconv.Atoi(string(m[1]))
 	id, text := rand.Text(), http.StatusText(status)
 	body := `{"detail":"` + text + `"}`
 	peer, _ := netip.ParseAddrPort(c.RemoteAddr().String())
 	c.log.Info("not a request", slog.Int("status", status), slog.String("client", plainAddress(peer.Addr()).String()), slog.String("request_id", id))
-	_, err := fmt.Fprintf(c.TCPConn, "HTTP/1.1 %d %s\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n"+
+	_, err := fmt.Fprintf(c.lazyConn, "HTTP/1.1 %d %s\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n"+
 		"Content-Type: application/json\r\nDate: %s\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: %s\r\n\r\n%s",
 		status, text, len(body), time.Now().UTC().Format(http.TimeFormat), id, body)
 	return len(b), err
+}
+
+// A lazyConn is a connection whose deadlines cost nothing until something has to wait.
+type lazyConn struct {
+	*net.TCPConn
+	read, write deadline
+}
+
+func newLazyConn(conn *net.TCPConn) *lazyConn {
+	return &lazyConn{TCPConn: conn, read: deadline{tell: conn.SetReadDeadline}, write: deadline{tell: conn.SetWriteDeadline}}
+}
+
+func (c *lazyConn) SetReadDeadline(t time.Time) error  { return c.read.set(t) }
+func (c *lazyConn) SetWriteDeadline(t time.Time) error { return c.write.set(t) }
+
+func (c *lazyConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.read.set(t), c.write.set(t))
+}
+
+func (c *lazyConn) Read(b []byte) (int, error) {
+	if err := c.read.begin(); err != nil {
+		return 0, err
+	}
+	defer c.read.end()
+	return c.TCPConn.Read(b)
+}
+
+func (c *lazyConn) Write(b []byte) (int, error) {
+	if err := c.write.begin(); err != nil {
+		return 0, err
+	}
+	defer c.write.end()
+	return c.TCPConn.Write(b)
+}
+
+// A deadline is when the reads of a connection end, or its writes. net/http sets one eight times for a request, each time
+// at the price of a timer, and nearly always sets it again before anything has to wait. So the connection is told of it
+// when a read or a write begins, and not even then if what it was told last is as late, or later by deadlineSlack at most.
+type deadline struct {
+	tell func(time.Time) error // sets it on the connection
+
+	mu      sync.Mutex // guards the fields below
+	wanted  time.Time  // zero for none
+	told    time.Time
+	waiting bool // whether a call has begun
+}
+
+const deadlineSlack = 100 * time.Millisecond
+
+// set takes effect on a call that waits, as net.Conn has it, and on those to come.
+func (d *deadline) set(t time.Time) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.wanted = t
+	if d.waiting {
+		return d.update()
+	}
+	return nil
+}
+
+// begin is called before a call that may wait, and end after it. Its error is os.ErrDeadlineExceeded, or the connection's.
+func (d *deadline) begin() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if late := d.told.Sub(d.wanted); late < 0 || late > deadlineSlack {
+		if !d.wanted.IsZero() && time.Until(d.wanted) <= 0 {
+			return os.ErrDeadlineExceeded
+		}
+		if err := d.update(); err != nil {
+			return err
+		}
+	}
+	d.waiting = true
+	return nil
+}
+
+func (d *deadline) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.waiting = false
+}
+
+// update is called with mu held.
+func (d *deadline) update() error {
+	d.told = d.wanted
+	if !d.wanted.IsZero() && time.Until(d.wanted) > 0 {
+		d.told = d.wanted.Add(deadlineSlack)
+	}
+	return d.tell(d.told)
 }
 
 // settings are what the owner of the service decides.
