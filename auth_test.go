@@ -2560,6 +2560,41 @@ func TestLineBufferFull(t *testing.T) {
 	})
 }
 
+// TestLineBufferSlow has lines come while a write hangs. They wait without holding up who logs, until they are too many.
+func TestLineBufferSlow(t *testing.T) {
+	reader, writer := io.Pipe()
+	b := &lineBuffer{w: writer}
+	waiting := func() int {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(b.lines)
+	}
+	go io.WriteString(b, "first\n")
+	first := make([]byte, 1)
+	io.ReadFull(reader, first) // The rest of the line is not read yet, so that its writer hangs.
+	for range 64 {
+		io.WriteString(b, strings.Repeat("x", 1023)+"\n")
+	}
+	full := make(chan struct{})
+	go func() {
+		io.WriteString(b, "last\n")
+		close(full)
+	}()
+	for waiting() <= maxWaiting {
+		runtime.Gosched()
+	}
+	select {
+	case <-full:
+		t.Error("got a line more than are to wait, want its writer held up")
+	case <-time.After(20 * time.Millisecond):
+	}
+	rest := make([]byte, 5+64<<10+5)
+	if _, err := io.ReadFull(reader, rest); err != nil || !bytes.HasPrefix(rest, []byte("irst\nx")) || !bytes.HasSuffix(rest, []byte("x\nlast\n")) {
+		t.Errorf("got %.20q and so on (%v), want all lines in order", rest, err)
+	}
+	<-full
+}
+
 // TestLineBufferConcurrently has eight write at once: every line is whole, none is lost, and those of each stay in order.
 func TestLineBufferConcurrently(t *testing.T) {
 	line := func(writer, n int) string { return fmt.Sprintf("%d %d %s\n", writer, n, strings.Repeat("x", n%200)) }

@@ -91,53 +91,67 @@ func newLogger(format string, w io.Writer) *slog.Logger {
 type lineBuffer struct {
 	w io.Writer
 
-	mu      sync.Mutex // guards the fields below
+	mu      sync.Mutex // guards the fields below, for no longer than it takes to copy a line
 	lines   []byte     // not written yet
 	waiting bool       // whether tick is to come
+
+	writing sync.Mutex // is held to write, so that lines stay in order
+	taken   []byte     // the lines that are written
 }
 
 const (
 	flushEvery = 10 * time.Millisecond
-	maxLines   = 64 << 10 // of bytes that wait
+	maxWaiting = 64 << 10 // bytes; whoever adds to more writes them
 )
 
 func (b *lineBuffer) Write(line []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.lines = append(b.lines, line...)
-	if !b.waiting || len(b.lines) > maxLines {
-		b.write()
-	}
-	if !b.waiting {
-		b.waiting = true
-		time.AfterFunc(flushEvery, b.tick)
+	if b.add(line) {
+		b.flush()
 	}
 	return len(line), nil
 }
 
-// tick writes what has come since the last line was written, until nothing comes any more.
-func (b *lineBuffer) tick() {
+// add reports whether the lines are to be written now. If not, tick does it.
+func (b *lineBuffer) add(line []byte) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.waiting = len(b.lines) > 0; b.waiting {
-		b.write()
+	b.lines = append(b.lines, line...)
+	quiet := !b.waiting
+	if quiet {
+		b.waiting = true
+		time.AfterFunc(flushEvery, b.tick)
+	}
+	return quiet || len(b.lines) > maxWaiting
+}
+
+// tick writes what has come since the last line was written, until nothing comes any more.
+func (b *lineBuffer) tick() {
+	some := b.flush()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.waiting = some || len(b.lines) > 0; b.waiting {
 		time.AfterFunc(flushEvery, b.tick)
 	}
 }
 
-// flush writes what waits to be written.
-func (b *lineBuffer) flush() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.write()
+// flush writes what waits to be written, and reports whether anything did. There is nobody to tell of an error.
+func (b *lineBuffer) flush() bool {
+	b.writing.Lock()
+	defer b.writing.Unlock()
+	lines := b.take()
+	if len(lines) == 0 {
+		return false
+	}
+	b.w.Write(lines)
+	return true
 }
 
-// write is called with mu held. There is nobody to tell of an error.
-func (b *lineBuffer) write() {
-	if len(b.lines) > 0 {
-		b.w.Write(b.lines)
-		b.lines = b.lines[:0]
-	}
+// take returns the lines that wait. The memory of those that it returned before is for those to come.
+func (b *lineBuffer) take() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.lines, b.taken = b.taken[:0], b.lines
+	return b.taken
 }
 
 // A server is the service: what its handlers share.
