@@ -1329,7 +1329,7 @@ func partsServer(t *testing.T) *server {
 		t.Fatal(err)
 	}
 	cfg.argon2 = cheap
-	s, err := newServer(cfg, func() time.Time { return time.Unix(1500, 0) }, slog.New(slog.DiscardHandler))
+	s, err := newServer(cfg, func() time.Time { return time.Unix(1500, 0) }, newLogger("text", io.Discard))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -2042,7 +2042,7 @@ func TestSecretsElsewhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := newServer(cfg, func() time.Time { return time.Unix(1500, 0) }, slog.New(slog.DiscardHandler))
+	s, err := newServer(cfg, func() time.Time { return time.Unix(1500, 0) }, newLogger("text", io.Discard))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -2091,7 +2091,7 @@ func TestSettingsMakeServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := newServer(cfg, time.Now, slog.New(slog.DiscardHandler))
+	s, err := newServer(cfg, time.Now, newLogger("text", io.Discard))
 	if err != nil || s.throttle != nil || fmt.Sprint(s.proxies) != "[10.0.0.0/8]" || s.passwords.params != cfg.argon2 || len(s.tokens.keys) != 2 {
 		t.Errorf("got the throttle %v, the proxies %v, the parameters %v and %d keys (%v), want those of the settings",
 			s.throttle, s.proxies, s.passwords.params, len(s.tokens.keys), err)
@@ -2192,7 +2192,7 @@ func TestSeededAdmin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err = newServer(cfg, time.Now, slog.New(slog.DiscardHandler))
+	s, err = newServer(cfg, time.Now, newLogger("text", io.Discard))
 	if err != nil || s.users.count() != 0 {
 		t.Errorf("no address: got %d users and %v, want none", s.users.count(), err)
 	}
@@ -2333,6 +2333,50 @@ func TestNewLogger(t *testing.T) {
 		newLogger(row.format, &log).Info("message")
 		if !strings.Contains(log.String(), row.want) {
 			t.Errorf("%s: got %s, want %s in it", row.format, log.String(), row.want)
+		}
+	}
+}
+
+// A lockedBuffer is a bytes.Buffer that is safe for concurrent use.
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// TestRequestLine holds the lines against those of log/slog.
+func TestRequestLine(t *testing.T) {
+	end := time.Date(2026, 11, 24, 7, 8, 9, 1_023_456, time.UTC)
+	for _, l := range []requestLine{
+		{end, slog.LevelInfo, "GET", "GET /me", 200, 107, 23456, netip.MustParseAddr("127.0.0.1"), "ABCDEFGHIJKLMNOPQRSTUVWXYZ"},
+		{end, slog.LevelError, "unknown", "", 503, 0, 5 * time.Second, netip.MustParseAddr("2001:db8::1"), "A"},
+		{end, slog.LevelInfo, "PUT", "/me", 405, 31, 1, netip.MustParseAddr("::1"), "A"},
+		{end.Truncate(time.Second), slog.LevelInfo, "HEAD", "GET /me", 200, 0, 0, netip.MustParseAddr("::1"), "A"},
+		{end.In(time.FixedZone("", -90*60)), slog.LevelInfo, "GET", "/", 404, 22, time.Hour, netip.MustParseAddr("::1"), "A"},
+	} {
+		record := slog.NewRecord(l.time, l.level, "request", 0)
+		record.AddAttrs(slog.String("method", l.method), slog.String("route", l.route), slog.Int("status", l.status), slog.Int("bytes", l.bytes),
+			slog.Duration("duration", l.duration), slog.String("client", l.client.String()), slog.String("request_id", l.requestID))
+		var text, json bytes.Buffer
+		slog.NewTextHandler(&text, nil).Handle(t.Context(), record)
+		slog.NewJSONHandler(&json, nil).Handle(t.Context(), record)
+		for format, want := range map[string]string{"text": text.String(), "json": json.String()} {
+			var got bytes.Buffer
+			newLogger(format, &got).request(l)
+			if got.String() != want {
+				t.Errorf("%s: got %s, want %s", format, got.String(), want)
+			}
 		}
 	}
 }
@@ -3252,7 +3296,7 @@ func TestShutdown(t *testing.T) {
 
 func (row shutdownRow) test(t *testing.T) {
 	s := partsServer(t)
-	var log bytes.Buffer
+	var log lockedBuffer
 	s.log = newLogger("text", &log)
 	s.passwords = fullPasswords(1, 0)
 	limits := defaultTimeouts
@@ -3321,7 +3365,7 @@ var notRequests = []struct {
 // TestNotRequests wants them answered like all others, and logged.
 func TestNotRequests(t *testing.T) {
 	s := partsServer(t)
-	var log bytes.Buffer
+	var log lockedBuffer
 	s.log = newLogger("text", &log)
 	live := serveTCP(t, s, defaultTimeouts)
 	var logged []string
@@ -3451,7 +3495,7 @@ func TestFailedLogins(t *testing.T) {
 	} {
 		s := partsServer(t)
 		row.prepare(s)
-		var log bytes.Buffer
+		var log lockedBuffer
 		s.log = newLogger("text", &log)
 		r := httptest.NewRequest("POST", "/auth/login", strings.NewReader(loginForm))
 		r.RemoteAddr = "127.0.0.1:1234"
@@ -3556,7 +3600,7 @@ func TestPanic(t *testing.T) {
 
 func (row panicRow) test(t *testing.T) {
 	s := partsServer(t)
-	var log bytes.Buffer
+	var log lockedBuffer
 	s.log = newLogger("text", &log)
 	mux := http.NewServeMux()
 	mux.Handle("/panic", s.observe(row.handler))
@@ -4143,7 +4187,7 @@ func BenchmarkServe(b *testing.B) {
 		b.Run(log.name, func(b *testing.B) {
 			s, token := benchServer(b, log.w)
 			if log.w == nil {
-				s.log = slog.New(slog.DiscardHandler)
+				s.log = &logger{slog.New(slog.DiscardHandler), func(requestLine) {}}
 			}
 			benchServe(b, "Authorization: Bearer "+token+"\r\n", func(listener net.Listener) {
 				s.serve(b.Context(), listener, defaultTimeouts)

@@ -50,7 +50,7 @@ type liveServer struct {
 	*httptest.Server
 	described        description
 	moved            atomic.Int64 // how far the clock stands after liveStart, a time.Duration
-	textLog, jsonLog bytes.Buffer // guarded by slog's handlers, read once the server is closed
+	textLog, jsonLog lockedBuffer
 
 	mu        sync.Mutex          // guards the fields below
 	ids       map[string]bool     // the X-Request-Id of each answer
@@ -69,8 +69,14 @@ func startServer(t *testing.T, settings ...string) *liveServer {
 	cfg.argon2 = argon2Params{memory: 64, time: 1, threads: 1}
 	s := &liveServer{described: readDescription(t), ids: map[string]bool{}, passwords: map[string]struct{}{"admin-password": {}}}
 	all := &slog.HandlerOptions{Level: slog.LevelDebug}
-	logger := slog.New(slog.NewMultiHandler(slog.NewTextHandler(&s.textLog, all), slog.NewJSONHandler(&s.jsonLog, all)))
-	srv, err := newServer(cfg, s.now, logger)
+	log := &logger{
+		slog.New(slog.NewMultiHandler(slog.NewTextHandler(&s.textLog, all), slog.NewJSONHandler(&s.jsonLog, all))),
+		func(l requestLine) {
+			newLogger("text", &s.textLog).request(l)
+			newLogger("json", &s.jsonLog).request(l)
+		},
+	}
+	srv, err := newServer(cfg, s.now, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -490,7 +490,7 @@ func (s *server) observe(next http.Handler) http.Handler {
 		h["X-Content-Type-Options"] = noSniff
 		defer func() {
 			aborted := s.recovered(rec, r, recover())
-			s.logRequest(rec, r, time.Since(start))
+			s.logRequest(rec, r, start)
 			if aborted {
 				panic(http.ErrAbortHandler)
 			}
@@ -514,19 +514,22 @@ func (s *server) recovered(rec *recorder, r *http.Request, p any) (aborted bool)
 	return false
 }
 
-func (s *server) logRequest(rec *recorder, r *http.Request, took time.Duration) {
+func (s *server) logRequest(rec *recorder, r *http.Request, start time.Time) {
 	if r.Method == http.MethodHead {
 		rec.bytes = 0 // net/http keeps the body back.
 	}
-	s.log.LogAttrs(r.Context(), levelOf(rec.status), "request",
-		slog.String("method", knownMethod(r.Method)),
-		slog.String("route", r.Pattern),
-		slog.Int("status", rec.status),
-		slog.Int("bytes", rec.bytes),
-		slog.Duration("duration", took),
-		slog.String("client", clientAddress(r, s.proxies).String()),
-		requestID(rec),
-	)
+	now := time.Now()
+	s.log.request(requestLine{
+		time:      now,
+		level:     levelOf(rec.status),
+		method:    knownMethod(r.Method),
+		route:     r.Pattern,
+		status:    rec.status,
+		bytes:     rec.bytes,
+		duration:  now.Sub(start),
+		client:    clientAddress(r, s.proxies),
+		requestID: rec.Header()["X-Request-Id"][0],
+	})
 }
 
 // levelOf returns how much an answer concerns the owner of the service.
