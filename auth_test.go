@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -4165,16 +4166,31 @@ func BenchmarkMe(b *testing.B) {
 	}
 }
 
-// BenchmarkServe has 32 clients ask over loopback as fast as they can: a net/http server that answers a constant, /me
-// without its log, and /me with its log in a file, as it runs.
+// BenchmarkServe has 32 clients ask the same over loopback as fast as they can: a net/http server that answers a constant,
+// one that does so with the headers and deadlines of this service, /me without its log, and /me with its log in a file,
+// as it runs.
 func BenchmarkServe(b *testing.B) {
-	b.Run("constant", func(b *testing.B) {
-		constant := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Type", "application/json")
+	constant := func(header http.Header) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			maps.Copy(w.Header(), header)
 			io.WriteString(w, `{"id":"0e3f7c1a-4a52-4b8e-9d0c-0f6c5f3b7a21","email":"user@example.com","name":"Test User","scopes":["me"]}`)
+		}
+	}
+	contentType := http.Header{"Content-Type": jsonType}
+	all := http.Header{"Content-Type": jsonType, "Cache-Control": noStore, "X-Content-Type-Options": noSniff, "X-Request-Id": {rand.Text()}}
+	for _, bare := range []struct {
+		name   string
+		server *http.Server
+	}{
+		{"constant", &http.Server{Handler: constant(contentType)}},
+		{"constant-with-headers", &http.Server{Handler: constant(all), ReadHeaderTimeout: defaultTimeouts.header,
+			ReadTimeout: defaultTimeouts.request, WriteTimeout: defaultTimeouts.answer, IdleTimeout: defaultTimeouts.idle}},
+	} {
+		b.Run(bare.name, func(b *testing.B) {
+			_, token := benchServer(b, io.Discard)
+			benchServe(b, token, func(listener net.Listener) { bare.server.Serve(listener) })
 		})
-		benchServe(b, "", func(listener net.Listener) { http.Serve(listener, constant) })
-	})
+	}
 	file, err := os.Create(b.TempDir() + "/log")
 	if err != nil {
 		b.Fatal(err)
@@ -4189,22 +4205,20 @@ func BenchmarkServe(b *testing.B) {
 			if log.w == nil {
 				s.log = &logger{slog.New(slog.DiscardHandler), func(requestLine) {}}
 			}
-			benchServe(b, "Authorization: Bearer "+token+"\r\n", func(listener net.Listener) {
-				s.serve(b.Context(), listener, defaultTimeouts)
-			})
+			benchServe(b, token, func(listener net.Listener) { s.serve(b.Context(), listener, defaultTimeouts) })
 		})
 	}
 }
 
-// benchServe serves on loopback while clients ask.
-func benchServe(b *testing.B, header string, serve func(net.Listener)) {
+// benchServe serves on loopback while clients who bear a token ask.
+func benchServe(b *testing.B, token string, serve func(net.Listener)) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer listener.Close()
 	go serve(listener)
-	request := []byte("GET /me HTTP/1.1\r\nHost: localhost\r\n" + header + "\r\n")
+	request := []byte("GET /me HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + token + "\r\n\r\n")
 	b.SetParallelism(32 / runtime.GOMAXPROCS(0))
 	b.RunParallel(func(pb *testing.PB) {
 		conn, err := net.Dial("tcp", listener.Addr().String())
