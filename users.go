@@ -75,10 +75,7 @@ func (s *users) withID(id string) (user, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	i, ok := s.byID[id]
-	if !ok {
-		return user{}, false
-	}
-	return *s.inOrder[i], true
+	return s.at(i, ok)
 }
 
 // withAddress returns the user who registered an address, in whatever letter case.
@@ -87,6 +84,11 @@ func (s *users) withAddress(address string) (user, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	i, ok := s.byAddress[key]
+	return s.at(i, ok)
+}
+
+// at is called with mu held. It returns the user at a position that a map has, if it has one.
+func (s *users) at(i int, ok bool) (user, bool) {
 	if !ok {
 		return user{}, false
 	}
