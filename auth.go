@@ -384,7 +384,7 @@ func (s *server) verifyPassword(address, password string) (user, error) {
 	}
 	if s.passwords.outdated(hash.reveal()) {
 		hash = s.passwords.hash(password)
-		s.users.update(u.id, func(u *user) { u.hash = hash })
+		s.users.update(u.id, func(u *user) { u.hash = hash }) // No user is ever removed, so that this one is there.
 	}
 	return u, nil
 }

@@ -31,7 +31,7 @@ const (
 	// encodedMACLen is the length of 32 bytes in base64url without padding.
 	encodedMACLen = 43
 
-	// maxTokenLen, in bytes, bounds what is worth a hash. Our own tokens have about 350.
+	// maxTokenLen, in bytes, bounds what is worth a hash. Our own tokens have about 320.
 	maxTokenLen = 4096
 )
 
