@@ -1824,26 +1824,26 @@ var badSettings = []struct{ name, environ, want string }{
 	{"a password for a file's name, which is not shown", "APP_ADMIN_PASSWORD_FILE=" + strings.Repeat("hunter2", 1000), "APP_ADMIN_PASSWORD_FILE: can't read the file: file name too long"},
 	{"a file's name with a NUL", "APP_ADMIN_PASSWORD_FILE=hunter2\x00", "APP_ADMIN_PASSWORD_FILE: can't read the file: invalid argument"},
 	{"an empty file", "APP_ADMIN_PASSWORD_FILE=/dev/null", "APP_ADMIN_PASSWORD: want 8 to 128 characters, got 0"},
-	{"argon2 with no lane", "APP_ARGON2=m=65536,t=3,p=0", "APP_ARGON2: p: want 1 to 16"},
-	{"argon2 in another order", "APP_ARGON2=t=3,m=65536,p=4", "APP_ARGON2: m: want a decimal number"},
-	{"argon2 with spaces", "APP_ARGON2=m=65536, t=3, p=4", "APP_ARGON2: t: want a decimal number"},
-	{"argon2 with a unit", "APP_ARGON2=m=64M,t=3,p=4", "APP_ARGON2: m: want a decimal number"},
-	{"argon2 with a zero first", "APP_ARGON2=m=065536,t=3,p=4", "APP_ARGON2: leading zero"},
-	{"no argon2", "APP_ARGON2=", "APP_ARGON2: want m=65536,t=3,p=4 or the like"},
-	{"argon2 without lanes", "APP_ARGON2=m=65536,t=3", "APP_ARGON2: want m=65536,t=3,p=4 or the like"},
+	{"argon2 with no lane", "APP_ARGON2=m=65536,t=3,p=0", "APP_ARGON2: p: want 1 to 16, and at least m=19456,t=2,p=1"},
+	{"argon2 in another order", "APP_ARGON2=t=3,m=65536,p=4", "APP_ARGON2: m: want a decimal number, and at least m=19456,t=2,p=1"},
+	{"argon2 with spaces", "APP_ARGON2=m=65536, t=3, p=4", "APP_ARGON2: t: want a decimal number, and at least m=19456,t=2,p=1"},
+	{"argon2 with a unit", "APP_ARGON2=m=64M,t=3,p=4", "APP_ARGON2: m: want a decimal number, and at least m=19456,t=2,p=1"},
+	{"argon2 with a zero first", "APP_ARGON2=m=065536,t=3,p=4", "APP_ARGON2: leading zero, and at least m=19456,t=2,p=1"},
+	{"no argon2", "APP_ARGON2=", "APP_ARGON2: want m=65536,t=3,p=4 or the like, and at least m=19456,t=2,p=1"},
+	{"argon2 without lanes", "APP_ARGON2=m=65536,t=3", "APP_ARGON2: want m=65536,t=3,p=4 or the like, and at least m=19456,t=2,p=1"},
 	{"argon2 with too little memory", "APP_ARGON2=m=19455,t=2,p=1", "APP_ARGON2: want at least m=19456,t=2,p=1"},
 	{"argon2 with one pass", "APP_ARGON2=m=65536,t=1,p=4", "APP_ARGON2: want at least m=19456,t=2,p=1"},
-	{"argon2 beyond what is computed at all", "APP_ARGON2=m=262145,t=3,p=4", "APP_ARGON2: m: want 32 to 262144"},
+	{"argon2 beyond what is computed at all", "APP_ARGON2=m=262145,t=3,p=4", "APP_ARGON2: m: want 32 to 262144, and at least m=19456,t=2,p=1"},
 	{"a throttle that is neither on nor off", "APP_THROTTLE=10", "APP_THROTTLE: want on or off"},
 	{"no throttle setting", "APP_THROTTLE=", "APP_THROTTLE: want on or off"},
-	{"a proxy with a port", "APP_TRUSTED_PROXIES=10.0.0.1:80", `APP_TRUSTED_PROXIES: "10.0.0.1:80": want networks as 10.0.0.0/8, with commas between them`},
-	{"a network of IPv6's spelling of IPv4, which no client has", "APP_TRUSTED_PROXIES=::ffff:10.0.0.0/104", `APP_TRUSTED_PROXIES: "::ffff:10.0.0.0/104": want networks as 10.0.0.0/8, with commas between them`},
-	{"loopback in IPv6's spelling of IPv4", "APP_TRUSTED_PROXIES=::1,::ffff:127.0.0.0/104", `APP_TRUSTED_PROXIES: "::ffff:127.0.0.0/104": want networks as 10.0.0.0/8, with commas between them`},
-	{"an address in IPv6's spelling of IPv4", "APP_TRUSTED_PROXIES=::ffff:10.0.0.1", `APP_TRUSTED_PROXIES: "::ffff:10.0.0.1": want networks as 10.0.0.0/8, with commas between them`},
-	{"proxies with a space between them", "APP_TRUSTED_PROXIES=10.0.0.1 10.0.0.2", `APP_TRUSTED_PROXIES: "10.0.0.1 10.0.0.2": want networks as 10.0.0.0/8, with commas between them`},
-	{"a proxy by name", "APP_TRUSTED_PROXIES=proxy", `APP_TRUSTED_PROXIES: "proxy": want networks as 10.0.0.0/8, with commas between them`},
-	{"a net of 33 bits", "APP_TRUSTED_PROXIES=10.0.0.1, 10.0.0.0/33", `APP_TRUSTED_PROXIES: "10.0.0.0/33": want networks as 10.0.0.0/8, with commas between them`},
-	{"a comma after the last proxy", "APP_TRUSTED_PROXIES=10.0.0.1,", `APP_TRUSTED_PROXIES: "": want networks as 10.0.0.0/8, with commas between them`},
+	{"a proxy with a port", "APP_TRUSTED_PROXIES=10.0.0.1:80", `APP_TRUSTED_PROXIES: network 1: want networks as 10.0.0.0/8, with commas between them`},
+	{"a network of IPv6's spelling of IPv4, which no client has", "APP_TRUSTED_PROXIES=::ffff:10.0.0.0/104", `APP_TRUSTED_PROXIES: network 1: want networks as 10.0.0.0/8, with commas between them`},
+	{"loopback in IPv6's spelling of IPv4", "APP_TRUSTED_PROXIES=::1,::ffff:127.0.0.0/104", `APP_TRUSTED_PROXIES: network 2: want networks as 10.0.0.0/8, with commas between them`},
+	{"an address in IPv6's spelling of IPv4", "APP_TRUSTED_PROXIES=::ffff:10.0.0.1", `APP_TRUSTED_PROXIES: network 1: want networks as 10.0.0.0/8, with commas between them`},
+	{"proxies with a space between them", "APP_TRUSTED_PROXIES=10.0.0.1 10.0.0.2", `APP_TRUSTED_PROXIES: network 1: want networks as 10.0.0.0/8, with commas between them`},
+	{"a proxy by name", "APP_TRUSTED_PROXIES=proxy", `APP_TRUSTED_PROXIES: network 1: want networks as 10.0.0.0/8, with commas between them`},
+	{"a net of 33 bits", "APP_TRUSTED_PROXIES=10.0.0.1, 10.0.0.0/33", `APP_TRUSTED_PROXIES: network 2: want networks as 10.0.0.0/8, with commas between them`},
+	{"a comma after the last proxy", "APP_TRUSTED_PROXIES=10.0.0.1,", `APP_TRUSTED_PROXIES: network 2: want networks as 10.0.0.0/8, with commas between them`},
 	{"a log in upper case", "APP_LOG=JSON", "APP_LOG: want text or json"},
 	{"a log of another form", "APP_LOG=xml", "APP_LOG: want text or json"},
 	{"no form of log", "APP_LOG=", "APP_LOG: want text or json"},
@@ -1925,9 +1925,9 @@ APP_REFRESH_TTL_DAYS: want a whole number from 1 to 3650
 APP_ADDR: want host:port
 APP_ADMIN_EMAIL: An email address must have an @-sign.
 APP_ADMIN_PASSWORD_FILE: APP_ADMIN_PASSWORD is set as well
-APP_ARGON2: want m=65536,t=3,p=4 or the like
+APP_ARGON2: want m=65536,t=3,p=4 or the like, and at least m=19456,t=2,p=1
 APP_THROTTLE: want on or off
-APP_TRUSTED_PROXIES: "x": want networks as 10.0.0.0/8, with commas between them
+APP_TRUSTED_PROXIES: network 1: want networks as 10.0.0.0/8, with commas between them
 APP_DOCS: want on or off
 APP_LOG: want text or json`
 	if got := errText(err); got != want {
@@ -2165,14 +2165,14 @@ func TestEnvExample(t *testing.T) {
 			got = append(got, line)
 		}
 	}
-	for _, setting := range knownSettings() {
+	for _, setting := range knownSettings {
 		want = append(want, setting.name+"="+setting.fallback)
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	values, faults := parseDotenv(string(text))
-	for _, setting := range knownSettings() {
+	for _, setting := range knownSettings {
 		if values[setting.name] != setting.fallback {
 			t.Errorf("%s: got %q, want %q", setting.name, values[setting.name], setting.fallback)
 		}
@@ -3105,7 +3105,7 @@ func chunkedBody(size int) string {
 		fmt.Sprintf("\r\n%x\r\n{}%s\r\n0\r\n\r\n", size, strings.Repeat(" ", size-2))
 }
 
-// TestLargeBodies has as many large bodies in memory as there is room for. A body of less than 4 KiB needs none, and each
+// TestLargeBodies has as many large bodies in memory as there is room for. A body of 4 KiB needs none, and each
 // gives its place back, however it ends.
 func TestLargeBodies(t *testing.T) {
 	const busy, missing = `503 {"detail":"busy, try again"}`, `422 {"detail":[{"type":"missing"`
@@ -3123,13 +3123,13 @@ func TestLargeBodies(t *testing.T) {
 		{"one place left, the largest body in chunks", maxLargeBodies - 1, chunkedBody(64 << 10), missing},
 		{"one place left, a chunk over the limit", maxLargeBodies - 1, chunkedBody(64<<10 + 1), large},
 		{"one place left, a body that breaks off", maxLargeBodies - 1, cutBody(64<<10, 8<<10), broken},
-		{"no place left", maxLargeBodies, sizedBody(4 << 10), busy},
-		{"no place left, chunks", maxLargeBodies, chunkedBody(4 << 10), busy},
-		{"no place left, a body that breaks off", maxLargeBodies, cutBody(64<<10, 4<<10), busy},
-		{"no place left, a body that breaks off in time", maxLargeBodies, cutBody(64<<10, 4<<10-1), broken},
+		{"no place left", maxLargeBodies, sizedBody(4<<10 + 1), busy},
+		{"no place left, chunks", maxLargeBodies, chunkedBody(4<<10 + 1), busy},
+		{"no place left, a body that breaks off", maxLargeBodies, cutBody(64<<10, 4<<10+1), busy},
+		{"no place left, a body that breaks off in time", maxLargeBodies, cutBody(64<<10, 4<<10), broken},
 		{"no place left, a body over the limit", maxLargeBodies, sizedBody(64<<10 + 1), large},
-		{"no place left, a small body", maxLargeBodies, sizedBody(4<<10 - 1), missing},
-		{"no place left, small chunks", maxLargeBodies, chunkedBody(4<<10 - 1), missing},
+		{"no place left, a small body", maxLargeBodies, sizedBody(4 << 10), missing},
+		{"no place left, small chunks", maxLargeBodies, chunkedBody(4 << 10), missing},
 	} {
 		for range row.held {
 			s.largeBodies <- struct{}{}
@@ -3285,7 +3285,7 @@ var shutdownRows = []shutdownRow{
 	{"it gets its turn", 3 * time.Second, 3 * time.Second, 0, `200 {"access_token":"`, "status=200", false},
 	{"it waits too long", 0, 5 * time.Second, 0, `503 {"detail":"busy, try again"}`, `level=ERROR msg="login refused" address_hash=`, false},
 	{"there is no time left for it", 0, time.Second, time.Second, "unexpected EOF", `msg="requests cut off" reason="context deadline exceeded"`, false},
-	{"its client goes", 0, 0, 0, "io: read/write on closed pipe", "msg=request method=POST route=\"POST /auth/login\" status=503", true},
+	{"its client goes", 0, 0, 0, "io: read/write on closed pipe", "msg=request method=POST route=\"POST /auth/login\" status=499", true},
 }
 
 // TestShutdown ends the service while a login waits for a slot. The slot is given back after some time, if ever.
@@ -3510,6 +3510,32 @@ func TestFailedLogins(t *testing.T) {
 		lines := regexp.MustCompile(` level=(\w+) msg=("[^"]*")(?: address_hash=\w{16})?( reason=.*) request_id=\w+\n.* level=(\w+) msg=request method=POST `).FindStringSubmatch(log.String())
 		if lines == nil || lines[1]+" "+lines[2]+lines[3] != row.logged || lines[4] != level || strings.Count(log.String(), "\n") != 2 {
 			t.Errorf("%s: got the log %s, want %s, and the request at the same level", row.name, log.String(), row.logged)
+		}
+	}
+}
+
+// TestHangUp has clients go while they wait for a turn to hash. That is nothing which the owner has to mend.
+func TestHangUp(t *testing.T) {
+	for _, row := range []struct{ path, media, body, want string }{
+		{"/auth/login", "application/x-www-form-urlencoded", loginForm, "INFO login refused, INFO request"},
+		{"/auth/register", "application/json", `{"email":"new@example.com","password":"secret123","name":"New"}`, "INFO request"},
+	} {
+		s := partsServer(t)
+		s.passwords = fullPasswords(1, 0)
+		var log lockedBuffer
+		s.log = newLogger("text", &log)
+		ctx, hangUp := context.WithCancel(t.Context())
+		hangUp()
+		r := httptest.NewRequestWithContext(ctx, "POST", row.path, strings.NewReader(row.body))
+		r.Header.Set("Content-Type", row.media)
+		w := httptest.NewRecorder()
+		s.handler().ServeHTTP(w, r)
+		var got []string
+		for _, line := range regexp.MustCompile(`level=(\w+) msg="?([a-z ]+)"? `).FindAllStringSubmatch(log.String(), -1) {
+			got = append(got, line[1]+" "+line[2])
+		}
+		if strings.Join(got, ", ") != row.want || w.Code != 499 {
+			t.Errorf("%s: got %d and the log %s, want 499 and %s", row.path, w.Code, log.String(), row.want)
 		}
 	}
 }
@@ -3756,7 +3782,7 @@ func TestRunRefused(t *testing.T) {
 	if err := os.Mkdir(".env", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if got := errText(run(t.Context(), nil, good, io.Discard)); got != ".env: read .env: is a directory" {
+	if got := errText(run(t.Context(), nil, good, io.Discard)); got != ".env: can't read the file: is a directory" {
 		t.Errorf("a directory .env: got %s, want the reason that it can't be read", got)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"maps"
 	"mime"
@@ -128,7 +129,9 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 	if in.optional("grant_type") == "refresh_token" {
 		return s.refreshPair(w, r, in)
 	}
-	in.pattern("grant_type", "password")
+	if _, given := in.values["grant_type"]; given {
+		in.pattern("grant_type", "password")
+	}
 	address, password := in.required("username"), in.required("password")
 	if err := in.err(); err != nil {
 		return err
@@ -157,7 +160,6 @@ func (s *server) refresh(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	in.required("grant_type")
 	in.pattern("grant_type", "refresh_token")
 	return s.refreshPair(w, r, in)
 }
@@ -252,9 +254,8 @@ func (s *server) writeUsers(w http.ResponseWriter, from, end int) {
 // more behind them.
 func (s *server) listRange(u *url.URL) (from, end int, more bool, err error) {
 	in := newInput("query")
-	query := u.Query()
-	for _, name := range []string{"after", "limit"} {
-		for _, value := range query[name] {
+	for name, value := range parameters(u.RawQuery) {
+		if name == "after" || name == "limit" {
 			in.addParameter(name, value, jsonString)
 		}
 	}
@@ -344,6 +345,9 @@ type httpError struct {
 	attrs        []slog.Attr
 }
 
+// statusClientGone is for the log, as nginx has it: nobody is there to read the answer.
+const statusClientGone = 499
+
 // Every 401 has a challenge (RFC 9110 15.5.2).
 var (
 	errBodyBroken       = &httpError{status: http.StatusBadRequest, detail: "There was an error parsing the body"}
@@ -362,6 +366,7 @@ var (
 	errConflict         = &httpError{status: http.StatusConflict, detail: "email already registered"}
 	errBodyTooLarge     = &httpError{status: http.StatusRequestEntityTooLarge, detail: "Content Too Large"}
 	errInternal         = &httpError{status: http.StatusInternalServerError, detail: "Internal Server Error"}
+	errClientGone       = &httpError{status: statusClientGone, detail: "Client Closed Request"}
 	errTooManyAttempts  = &httpError{status: http.StatusTooManyRequests, detail: "too many attempts"}
 	errLargeBodies      = &httpError{status: http.StatusServiceUnavailable, detail: "busy, try again", retryAfter: time.Second}
 	errHashingFull      = &httpError{status: http.StatusServiceUnavailable, detail: "busy, try again", retryAfter: time.Second}
@@ -400,8 +405,10 @@ func answerFor(err error) *httpError {
 		return errBadLogin
 	case errors.Is(err, errAddressTaken):
 		return errConflict
-	case errors.Is(err, errBusy), errors.Is(err, context.Canceled):
+	case errors.Is(err, errBusy):
 		return errHashingFull
+	case errors.Is(err, context.Canceled):
+		return errClientGone
 	}
 	return errInternal.audit("request failed", err)
 }
@@ -625,11 +632,8 @@ func (in *input) optional(name string) string {
 	return ""
 }
 
-// pattern notes a fault if a string is there and is not the one that is expected.
+// pattern notes a fault if a string is not the one that is expected.
 func (in *input) pattern(name, want string) {
-	if _, ok := in.values[name]; !ok {
-		return
-	}
 	if text, ok := in.take(name); ok && text != want {
 		pattern := "^" + want + "$"
 		in.addFault("string_pattern_mismatch", name, "String should match pattern '"+pattern+"'", map[string]any{"pattern": pattern})
@@ -694,8 +698,8 @@ const (
 // readBody returns the whole body, which has its time from the server's ReadTimeout.
 func (s *server) readBody(w http.ResponseWriter, r *http.Request) (string, error) {
 	reader := http.MaxBytesReader(nil, r.Body, maxBody)
-	body, err := io.ReadAll(io.LimitReader(reader, smallBody))
-	if len(body) == smallBody {
+	body, err := io.ReadAll(io.LimitReader(reader, smallBody+1))
+	if len(body) > smallBody {
 		select {
 		case s.largeBodies <- struct{}{}:
 			defer func() { <-s.largeBodies }()
@@ -828,13 +832,22 @@ func (in *input) addParameter(name, value string, kind jsonKind) {
 	in.values[name] = jsonValue{kind, value}
 }
 
-// addURLEncoded takes the parameters of application/x-www-form-urlencoded as the URL Standard and the original parse it:
-// net/url refuses a semicolon, and a percent sign that begins no escape, both of which curl -d sends as they are.
+// addURLEncoded takes the parameters of application/x-www-form-urlencoded.
 func (in *input) addURLEncoded(body string) {
-	for pair := range strings.SplitSeq(body, "&") {
-		if pair != "" {
+	for name, value := range parameters(body) {
+		in.addParameter(name, value, jsonString)
+	}
+}
+
+// parameters yields the names and values of application/x-www-form-urlencoded as the URL Standard and the original parse
+// it: net/url drops what has a semicolon, or a percent sign that begins no escape, both of which curl -d sends as they are.
+func parameters(text string) iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for pair := range strings.SplitSeq(text, "&") {
 			name, value, _ := strings.Cut(pair, "=")
-			in.addParameter(unescape(name), unescape(value), jsonString)
+			if pair != "" && !yield(unescape(name), unescape(value)) {
+				return
+			}
 		}
 	}
 }

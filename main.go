@@ -22,6 +22,7 @@ import (
 	"os/signal"
 	"regexp"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,7 +54,7 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	}
 	dotenv, err := os.ReadFile(".env")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf(".env: %w", err)
+		return fmt.Errorf(".env: can't read the file: %w", withoutPath(err))
 	}
 	cfg, err := loadSettings(environ, string(dotenv))
 	lines := &lineBuffer{w: stderr}
@@ -269,7 +270,7 @@ func newServer(cfg settings, now func() time.Time, log *logger) (*server, error)
 	}
 	admin := user{id: "admin-0", email: cfg.adminEmail, name: "Admin", scopes: "me admin"}
 	admin.hash = s.passwords.hash(cfg.adminPassword.reveal())
-	debug.FreeOSMemory() // Nobody may log in for hours: the 64 MiB of this hash are given back.
+	debug.FreeOSMemory() // It may be hours until somebody logs in: the 64 MiB of this hash are given back.
 	return s, s.users.add(admin)
 }
 
@@ -507,46 +508,44 @@ type setting struct {
 }
 
 // knownSettings lists every variable, in the order of the README.
-func knownSettings() []setting {
-	return []setting{
-		{"APP_JWT_SECRET", "", (*settings).readJWTSecret},
-		{"APP_JWT_SECRET_FILE", "", readElsewhere},
-		{"APP_JWT_PREVIOUS_SECRETS", "", (*settings).readPreviousSecrets},
-		{"APP_JWT_ALGORITHM", "HS256", func(_ *settings, text string) error {
-			if text != "HS256" {
-				return errors.New("only HS256 is supported")
-			}
-			return nil
-		}},
-		{"APP_ISSUER", "jwt-auth-api", func(cfg *settings, text string) error {
-			cfg.issuer = text
-			if text == "" || !utf8.ValidString(text) {
-				return errors.New("want a text in UTF-8 that is not empty")
-			}
-			return nil
-		}},
-		{"APP_ACCESS_TTL_MINUTES", "15", func(cfg *settings, text string) error {
-			return readDuration(&cfg.accessTTL, text, time.Minute, maxAccessTTLMinutes)
-		}},
-		{"APP_REFRESH_TTL_DAYS", "7", func(cfg *settings, text string) error {
-			return readDuration(&cfg.refreshTTL, text, 24*time.Hour, maxRefreshTTLDays)
-		}},
-		{"APP_ADDR", "127.0.0.1:8000", (*settings).readAddr},
-		{"APP_ADMIN_EMAIL", "admin@example.com", (*settings).readAdminEmail},
-		{"APP_ADMIN_PASSWORD", documentedPassword, (*settings).readAdminPassword},
-		{"APP_ADMIN_PASSWORD_FILE", "", readElsewhere},
-		{"APP_ARGON2", "m=65536,t=3,p=4", (*settings).readArgon2},
-		{"APP_THROTTLE", "on", func(cfg *settings, text string) error { return readSwitch(&cfg.throttle, text) }},
-		{"APP_TRUSTED_PROXIES", "", (*settings).readTrustedProxies},
-		{"APP_DOCS", "on", func(cfg *settings, text string) error { return readSwitch(&cfg.docs, text) }},
-		{"APP_LOG", "text", func(cfg *settings, text string) error {
-			cfg.logFormat = text
-			if text != "text" && text != "json" {
-				return errors.New("want text or json")
-			}
-			return nil
-		}},
-	}
+var knownSettings = []setting{
+	{"APP_JWT_SECRET", "", (*settings).readJWTSecret},
+	{"APP_JWT_SECRET_FILE", "", readElsewhere},
+	{"APP_JWT_PREVIOUS_SECRETS", "", (*settings).readPreviousSecrets},
+	{"APP_JWT_ALGORITHM", "HS256", func(_ *settings, text string) error {
+		if text != "HS256" {
+			return errors.New("only HS256 is supported")
+		}
+		return nil
+	}},
+	{"APP_ISSUER", "jwt-auth-api", func(cfg *settings, text string) error {
+		cfg.issuer = text
+		if text == "" || !utf8.ValidString(text) {
+			return errors.New("want a text in UTF-8 that is not empty")
+		}
+		return nil
+	}},
+	{"APP_ACCESS_TTL_MINUTES", "15", func(cfg *settings, text string) error {
+		return readDuration(&cfg.accessTTL, text, time.Minute, maxAccessTTLMinutes)
+	}},
+	{"APP_REFRESH_TTL_DAYS", "7", func(cfg *settings, text string) error {
+		return readDuration(&cfg.refreshTTL, text, 24*time.Hour, maxRefreshTTLDays)
+	}},
+	{"APP_ADDR", "127.0.0.1:8000", (*settings).readAddr},
+	{"APP_ADMIN_EMAIL", "admin@example.com", (*settings).readAdminEmail},
+	{"APP_ADMIN_PASSWORD", documentedPassword, (*settings).readAdminPassword},
+	{"APP_ADMIN_PASSWORD_FILE", "", readElsewhere},
+	{"APP_ARGON2", "m=65536,t=3,p=4", (*settings).readArgon2},
+	{"APP_THROTTLE", "on", func(cfg *settings, text string) error { return readSwitch(&cfg.throttle, text) }},
+	{"APP_TRUSTED_PROXIES", "", (*settings).readTrustedProxies},
+	{"APP_DOCS", "on", func(cfg *settings, text string) error { return readSwitch(&cfg.docs, text) }},
+	{"APP_LOG", "text", func(cfg *settings, text string) error {
+		cfg.logFormat = text
+		if text != "text" && text != "json" {
+			return errors.New("want text or json")
+		}
+		return nil
+	}},
 }
 
 func (cfg *settings) readJWTSecret(text string) error {
@@ -653,7 +652,7 @@ const memoryPerHash = 3
 
 func (cfg *settings) readArgon2(text string) (err error) {
 	if cfg.argon2, err = parseArgon2Params(text); err != nil {
-		return err
+		return fmt.Errorf("%w, and at least %s", err, owaspFloor)
 	}
 	if cfg.argon2.memory < owaspFloor.memory || cfg.argon2.time < owaspFloor.time {
 		return fmt.Errorf("want at least %s", owaspFloor)
@@ -686,14 +685,14 @@ func (cfg *settings) readTrustedProxies(text string) error {
 	if text == "" {
 		return nil
 	}
-	for _, item := range strings.Split(text, ",") {
+	for i, item := range strings.Split(text, ",") {
 		item = strings.TrimSpace(item)
 		prefix, err := netip.ParsePrefix(item)
 		if addr, addrErr := netip.ParseAddr(item); addrErr == nil {
 			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
 		}
 		if err != nil || prefix.Addr().Is4In6() {
-			return fmt.Errorf("%q: want networks as 10.0.0.0/8, with commas between them", item)
+			return fmt.Errorf("network %d: want networks as 10.0.0.0/8, with commas between them", i+1)
 		}
 		cfg.trustedProxies = append(cfg.trustedProxies, prefix.Masked())
 	}
@@ -732,7 +731,7 @@ func loadSettings(environ []string, dotenv string) (settings, error) {
 		}
 	}
 	fileFaults := readFiles(values)
-	for _, setting := range knownSettings() {
+	for _, setting := range knownSettings {
 		if err := fileFaults[setting.name]; err != nil {
 			faults = append(faults, err)
 			continue
@@ -767,12 +766,7 @@ func isLoopback(addr string) bool {
 }
 
 func isKnown(name string) bool {
-	for _, setting := range knownSettings() {
-		if setting.name == name {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(knownSettings, func(s setting) bool { return s.name == name })
 }
 
 // parseDotenv reads lines of NAME=value. A value may stand in quotes, single or double, in which nothing is an escape.
@@ -846,7 +840,7 @@ func unquote(value string) (string, bool) {
 // nearestSetting returns the setting whose name is the fewest slips of the pen away.
 func nearestSetting(name string) string {
 	best, least := "", 0
-	for _, setting := range knownSettings() {
+	for _, setting := range knownSettings {
 		if d := editDistance(strings.ToUpper(name), setting.name); best == "" || d < least {
 			best, least = setting.name, d
 		}
