@@ -2392,7 +2392,7 @@ func TestDeadline(t *testing.T) {
 		{"it is told once", "by 5s wait done wait done", "5.1s"},
 		{"what waits already hears of it", "wait by 5s by none", "5.1s none"},
 		{"a later one is taken as the one before while it is not too early", "by 5s wait done 100ms by 5s wait done", "5.1s"},
-		{"a later one is told when it is", "by 5s wait done 101ms by 5s wait done", "5.1s 5.201s"},
+		{"a later one is told when it is", "by 5s wait done 100000001ns by 5s wait done", "5.1s 5.200000001s"},
 		{"an earlier one is told", "by 10s wait done by 9999ms wait done", "10.1s 10.099s"},
 		{"none after one is told", "by 5s wait done by none wait done", "5.1s none"},
 		{"one after none is told", "by 5s wait done by none wait done by 5s wait done", "5.1s none 5.1s"},
@@ -2457,50 +2457,70 @@ func mustDuration(t *testing.T, text string) time.Duration {
 	return d
 }
 
-// TestLazyConn has real reads and writes wait for a peer who does nothing.
-func TestLazyConn(t *testing.T) {
-	read := func(c *lazyConn) error { _, err := c.Read(make([]byte, 1)); return err }
-	write := func(c *lazyConn) (err error) {
-		for err == nil { // until the buffers of both ends are full
-			_, err = c.Write(make([]byte, 1<<20))
-		}
-		return err
+// A lazyRow is a call that waits for a peer who does nothing, and what sets its deadline.
+type lazyRow struct {
+	name string
+	wait func(*lazyConn) (int, error)
+	set  func(*lazyConn, time.Time) error
+}
+
+var lazyRows = []lazyRow{
+	{"a read", readByte, (*lazyConn).SetReadDeadline},
+	{"a write", writeAll, (*lazyConn).SetWriteDeadline},
+	{"a read, by the deadline of both", readByte, (*lazyConn).SetDeadline},
+	{"a write, by the deadline of both", writeAll, (*lazyConn).SetDeadline},
+}
+
+func readByte(c *lazyConn) (int, error) { return c.Read(make([]byte, 1)) }
+
+// writeAll fills the buffers of both ends.
+func writeAll(c *lazyConn) (n int, err error) {
+	for err == nil {
+		n, err = c.Write(make([]byte, 1<<20))
 	}
-	for _, row := range []struct {
-		name string
-		wait func(*lazyConn) error
-		set  func(*lazyConn, time.Time) error
-	}{
-		{"a read", read, (*lazyConn).SetReadDeadline},
-		{"a write", write, (*lazyConn).SetWriteDeadline},
-		{"a read, by the deadline of both", read, (*lazyConn).SetDeadline},
-		{"a write, by the deadline of both", write, (*lazyConn).SetDeadline},
-	} {
-		conn, peer := tcpPair(t)
-		c := newLazyConn(conn)
-		start := time.Now()
-		row.set(c, start.Add(20*time.Millisecond))
-		if err := row.wait(c); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) < 20*time.Millisecond {
-			t.Errorf("%s: got %v after %v, want its deadline", row.name, err, time.Since(start))
-		}
-		row.set(c, time.Time{})
-		ended := make(chan error)
-		go func() { ended <- row.wait(c) }()
-		for waiting := false; !waiting; waiting = c.read.isWaiting() || c.write.isWaiting() {
-			runtime.Gosched()
-		}
-		row.set(c, time.Unix(1, 0))
-		if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%s that waits: got %v, want its deadline", row.name, err)
-		}
-		if err := row.wait(c); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("%s after the deadline: got %v, want it", row.name, err)
-		}
-		row.set(c, time.Time{})
-		io.WriteString(peer, "x")
-		if err := read(c); err != nil {
-			t.Errorf("%s: a read after it: got %v, want none", row.name, err)
-		}
+	return n, err
+}
+
+// TestLazyConn has deadlines pass before real reads and writes begin, while they wait, and at once.
+func TestLazyConn(t *testing.T) {
+	for _, row := range lazyRows {
+		row.test(t)
+	}
+}
+
+func (row lazyRow) test(t *testing.T) {
+	conn, peer := tcpPair(t)
+	c := newLazyConn(conn)
+	past := time.Unix(1, 0)
+	row.set(c, past)
+	if n, err := row.wait(c); n != 0 || err != os.ErrDeadlineExceeded {
+		t.Errorf("%s whose deadline has passed: got %d bytes and %v, want it to end before it begins", row.name, n, err)
+	}
+	start := time.Now()
+	row.set(c, start.Add(20*time.Millisecond))
+	if _, err := row.wait(c); !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) < 20*time.Millisecond {
+		t.Errorf("%s: got %v after %v, want its deadline", row.name, err, time.Since(start))
+	}
+	row.set(c, time.Time{})
+	ended := make(chan error)
+	go func() {
+		_, err := row.wait(c)
+		ended <- err
+	}()
+	for waiting := false; !waiting; waiting = c.read.isWaiting() || c.write.isWaiting() {
+		runtime.Gosched()
+	}
+	row.set(c, past)
+	if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%s that waits: got %v, want its deadline", row.name, err)
+	}
+	row.set(c, time.Time{})
+	io.WriteString(peer, "x")
+	if _, err := readByte(c); err != nil {
+		t.Errorf("%s: a read after it: got %v, want none", row.name, err)
+	}
+	if c.read.isWaiting() || c.write.isWaiting() {
+		t.Errorf("%s: got a call that has not ended, want none", row.name)
 	}
 }
 
@@ -2524,7 +2544,8 @@ func tcpPair(t *testing.T) (server *net.TCPConn, client net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close(); client.Close() })
+	closed := time.AfterFunc(10*time.Second, func() { conn.Close() }) // or what waits for ever would
+	t.Cleanup(func() { closed.Stop(); conn.Close(); client.Close() })
 	return conn.(*net.TCPConn), client
 }
 

@@ -199,24 +199,23 @@ func (b *lineBuffer) add(line []byte) bool {
 
 // tick writes what has come since the last line was written, until nothing comes any more.
 func (b *lineBuffer) tick() {
-	some := b.flush()
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.waiting = some || len(b.lines) > 0; b.waiting {
+	b.waiting = len(b.lines) > 0
+	again := b.waiting
+	b.mu.Unlock()
+	if again {
+		b.flush()
 		time.AfterFunc(flushEvery, b.tick)
 	}
 }
 
-// flush writes what waits to be written, and reports whether anything did. There is nobody to tell of an error.
-func (b *lineBuffer) flush() bool {
+// flush writes what waits to be written. There is nobody to tell of an error.
+func (b *lineBuffer) flush() {
 	b.writing.Lock()
 	defer b.writing.Unlock()
-	lines := b.take()
-	if len(lines) == 0 {
-		return false
+	if lines := b.take(); len(lines) > 0 {
+		b.w.Write(lines)
 	}
-	b.w.Write(lines)
-	return true
 }
 
 // take returns the lines that wait. The memory of those that it returned before is for those to come.
@@ -349,7 +348,7 @@ type jsonListener struct {
 func (l jsonListener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		return jsonConn{newLazyConn(tcp), l.log}, err
+		return jsonConn{newLazyConn(tcp), l.log}, nil
 	}
 	return conn, err
 }
@@ -443,7 +442,7 @@ func (d *deadline) set(t time.Time) error {
 	return nil
 }
 
-// begin is called before a call that may wait, and end after it. Its error is os.ErrDeadlineExceeded, or the connection's.
+// begin is called before a call that may wait, and end after it. Its one error is os.ErrDeadlineExceeded.
 func (d *deadline) begin() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -451,9 +450,7 @@ func (d *deadline) begin() error {
 		if !d.wanted.IsZero() && time.Until(d.wanted) <= 0 {
 			return os.ErrDeadlineExceeded
 		}
-		if err := d.update(); err != nil {
-			return err
-		}
+		d.update() // It fails if the connection is closed, which the call will tell.
 	}
 	d.waiting = true
 	return nil
