@@ -465,7 +465,7 @@ func (d *deadline) end() {
 // update is called with mu held.
 func (d *deadline) update() error {
 	d.told = d.wanted
-	if !d.wanted.IsZero() && time.Until(d.wanted) > 0 {
+	if time.Until(d.wanted) > 0 {
 		d.told = d.wanted.Add(deadlineSlack)
 	}
 	return d.tell(d.told)
