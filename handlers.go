@@ -259,12 +259,8 @@ func (s *server) listRange(u *url.URL) (from, end int, more bool, err error) {
 			in.addParameter(name, value, jsonString)
 		}
 	}
-	after, ok := in.values["after"]
-	if ok {
-		if from, ok = s.users.position(after.text); !ok {
-			in.addFault("value_error", "after", "no user has this id", nil)
-		}
-		from++
+	if _, ok := in.values["after"]; ok {
+		from = s.placeAfter(in)
 	}
 	all := s.users.count()
 	end = all
@@ -272,6 +268,19 @@ func (s *server) listRange(u *url.URL) (from, end int, more bool, err error) {
 		end = min(all, from+in.number("limit", 1, maxLimit))
 	}
 	return from, end, end < all, in.err()
+}
+
+// placeAfter returns the place after that of the user whose id is the parameter after.
+func (s *server) placeAfter(in *input) int {
+	id, ok := in.take("after")
+	if !ok {
+		return 0
+	}
+	place, ok := s.users.position(id)
+	if !ok {
+		in.addFault("value_error", "after", "no user has this id", nil)
+	}
+	return place + 1
 }
 
 func (s *server) health(w http.ResponseWriter, r *http.Request) error {
@@ -345,9 +354,6 @@ type httpError struct {
 	attrs        []slog.Attr
 }
 
-// statusClientGone is for the log, as nginx has it: nobody is there to read the answer.
-const statusClientGone = 499
-
 // Every 401 has a challenge (RFC 9110 15.5.2).
 var (
 	errBodyBroken       = &httpError{status: http.StatusBadRequest, detail: "There was an error parsing the body"}
@@ -366,7 +372,6 @@ var (
 	errConflict         = &httpError{status: http.StatusConflict, detail: "email already registered"}
 	errBodyTooLarge     = &httpError{status: http.StatusRequestEntityTooLarge, detail: "Content Too Large"}
 	errInternal         = &httpError{status: http.StatusInternalServerError, detail: "Internal Server Error"}
-	errClientGone       = &httpError{status: statusClientGone, detail: "Client Closed Request"}
 	errTooManyAttempts  = &httpError{status: http.StatusTooManyRequests, detail: "too many attempts"}
 	errLargeBodies      = &httpError{status: http.StatusServiceUnavailable, detail: "busy, try again", retryAfter: time.Second}
 	errHashingFull      = &httpError{status: http.StatusServiceUnavailable, detail: "busy, try again", retryAfter: time.Second}
@@ -405,10 +410,8 @@ func answerFor(err error) *httpError {
 		return errBadLogin
 	case errors.Is(err, errAddressTaken):
 		return errConflict
-	case errors.Is(err, errBusy):
+	case errors.Is(err, errBusy), errors.Is(err, context.Canceled):
 		return errHashingFull
-	case errors.Is(err, context.Canceled):
-		return errClientGone
 	}
 	return errInternal.audit("request failed", err)
 }

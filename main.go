@@ -52,14 +52,13 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	if len(args) > 0 {
 		return errors.New("no arguments are taken: settings are environment variables, see README.md")
 	}
-	dotenv, err := os.ReadFile(".env")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf(".env: can't read the file: %w", withoutPath(err))
-	}
-	cfg, err := loadSettings(environ, string(dotenv))
-	lines := &lineBuffer{w: stderr}
-	defer lines.flush()
-	log := newLogger(cfg.logFormat, lines)
+	dotenv, dotenvErr := readDotenv()
+	cfg, err := loadSettings(environ, dotenv)
+	err = errors.Join(dotenvErr, err)
+	var log *logger
+	lines := newLineBuffer(stderr, func(n int) { log.Warn("log lines lost", slog.Int("lines", n)) })
+	defer lines.close()
+	log = newLogger(cfg.logFormat, lines)
 	for _, unknown := range cfg.unknown {
 		log.Warn("unknown variable", slog.String("name", unknown), slog.String("nearest", nearestSetting(unknown)))
 	}
@@ -158,72 +157,95 @@ func (l *requestLine) appendJSON(dst []byte) []byte {
 	return append(dst, "\"}\n"...)
 }
 
-// A lineBuffer writes a line at once if the service is quiet. Under load, lines that come within flushEvery of each other
-// are written together: a system call for each would cost a request more than its token does. It is safe for concurrent
-// use.
+// A lineBuffer writes lines in a goroutine of its own, so that a log that is slow, or stuck, holds up no answer. A line is
+// written at once if the service is quiet. Under load, lines that come within flushEvery of each other are written
+// together: a system call for each would cost a request more than its token does. It is safe for concurrent use.
 type lineBuffer struct {
-	w io.Writer
+	w        io.Writer
+	tellLost func(lines int)
+	come     chan struct{} // has an element when lines have come
+	closing  chan struct{}
+	closed   chan struct{}
 
-	mu      sync.Mutex // guards the fields below, for no longer than it takes to copy a line
-	lines   []byte     // not written yet
-	waiting bool       // whether tick is to come
-
-	writing sync.Mutex // is held to write, so that lines stay in order
-	taken   []byte     // the lines that are written
+	mu    sync.Mutex // guards the fields below
+	lines []byte     // that wait
+	taken []byte     // that are written; their memory is for those to come
+	lost  int        // lines for which there was no room
 }
 
 const (
 	flushEvery = 10 * time.Millisecond
-	maxWaiting = 64 << 10 // bytes; whoever adds to more writes them
+	maxWaiting = 4 << 20 // bytes, half a second of a log under full load
+	closeWait  = time.Second
 )
 
+// newLineBuffer starts to write what comes. tellLost is called when lines were lost and one can be written again.
+func newLineBuffer(w io.Writer, tellLost func(lines int)) *lineBuffer {
+	b := &lineBuffer{w: w, tellLost: tellLost, come: make(chan struct{}, 1), closing: make(chan struct{}), closed: make(chan struct{})}
+	go b.run()
+	return b
+}
+
+// Write takes a line, or counts it as lost if too many wait.
 func (b *lineBuffer) Write(line []byte) (int, error) {
-	if b.add(line) {
-		b.flush()
+	b.mu.Lock()
+	if len(b.lines)+len(line) <= maxWaiting {
+		b.lines = append(b.lines, line...)
+	} else {
+		b.lost++
+	}
+	b.mu.Unlock()
+	select {
+	case b.come <- struct{}{}:
+	default: // It has an element.
 	}
 	return len(line), nil
 }
 
-// add reports whether the lines are to be written now. If not, tick does it.
-func (b *lineBuffer) add(line []byte) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.lines = append(b.lines, line...)
-	quiet := !b.waiting
-	if quiet {
-		b.waiting = true
-		time.AfterFunc(flushEvery, b.tick)
-	}
-	return quiet || len(b.lines) > maxWaiting
-}
-
-// tick writes what has come since the last line was written, until nothing comes any more.
-func (b *lineBuffer) tick() {
-	b.mu.Lock()
-	b.waiting = len(b.lines) > 0
-	again := b.waiting
-	b.mu.Unlock()
-	if again {
+// run writes until close is called.
+func (b *lineBuffer) run() {
+	defer close(b.closed)
+	for open := true; open; {
+		select {
+		case <-b.come:
+		case <-b.closing:
+			open = false
+		}
 		b.flush()
-		time.AfterFunc(flushEvery, b.tick)
+		select {
+		case <-time.After(flushEvery):
+		case <-b.closing:
+		}
 	}
 }
 
-// flush writes what waits to be written. There is nobody to tell of an error.
+// flush writes the lines that wait. There is nobody to tell of an error.
 func (b *lineBuffer) flush() {
-	b.writing.Lock()
-	defer b.writing.Unlock()
-	if lines := b.take(); len(lines) > 0 {
+	lines, lost := b.take()
+	if len(lines) > 0 {
 		b.w.Write(lines)
 	}
+	if lost > 0 {
+		b.tellLost(lost)
+		b.flush()
+	}
 }
 
-// take returns the lines that wait. The memory of those that it returned before is for those to come.
-func (b *lineBuffer) take() []byte {
+func (b *lineBuffer) take() (lines []byte, lost int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.lines, b.taken = b.taken[:0], b.lines
-	return b.taken
+	lost, b.lost = b.lost, 0
+	return b.taken, lost
+}
+
+// close writes what is left, for which a log that is stuck has closeWait.
+func (b *lineBuffer) close() {
+	close(b.closing)
+	select {
+	case <-b.closed:
+	case <-time.After(closeWait):
+	}
 }
 
 // A server is the service: what its handlers share.
@@ -358,8 +380,8 @@ type jsonConn struct {
 	log *slog.Logger
 }
 
-// plainAnswer is how the answers of net/http's own begin, the second that to an Expect that it doesn't know. None of ours
-// is without an X-Request-Id, and no JSON has a line break as it is, so that nothing else is taken for one.
+// plainAnswer is how the answers of net/http's own begin, the second that to an Expect that it doesn't know. That is all
+// of their header, and none of ours is without an X-Request-Id, so that nothing else is taken for one.
 var plainAnswer = regexp.MustCompile(`^HTTP/1\.1 ([45]\d\d) [^\r\n]*\r\n(?:` +
 	`Content-Type: text/plain; charset=utf-8\r\nConnection: close|` +
 	`Connection: close\r\nDate: [^\r\n]*\r\nContent-Length: 0)\r\n\r\n`)
@@ -685,7 +707,7 @@ func (cfg *settings) readTrustedProxies(text string) error {
 	for i, item := range strings.Split(text, ",") {
 		item = strings.TrimSpace(item)
 		prefix, err := netip.ParsePrefix(item)
-		if addr, addrErr := netip.ParseAddr(item); addrErr == nil {
+		if addr, addrErr := netip.ParseAddr(item); addrErr == nil && addr.Zone() == "" {
 			prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
 		}
 		if err != nil || prefix.Addr().Is4In6() {
@@ -764,6 +786,15 @@ func isLoopback(addr string) bool {
 
 func isKnown(name string) bool {
 	return slices.ContainsFunc(knownSettings, func(s setting) bool { return s.name == name })
+}
+
+// readDotenv returns the text of .env, if there is one.
+func readDotenv() (string, error) {
+	text, err := os.ReadFile(".env")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf(".env: can't read the file: %w", withoutPath(err))
+	}
+	return string(text), nil
 }
 
 // parseDotenv reads lines of NAME=value. A value may stand in quotes, single or double, in which nothing is an escape.
