@@ -2617,38 +2617,51 @@ func TestLineBufferCloses(t *testing.T) {
 	})
 }
 
-// TestLineBufferStuck has lines come while a write hangs. They hold up nobody. Those for which there is no room are counted.
-func TestLineBufferStuck(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		reader, writer := io.Pipe()
-		var b *lineBuffer
-		b = newLineBuffer(writer, func(n int) { fmt.Fprintln(b, n, "lost") })
-		start := time.Now()
-		io.WriteString(b, "first\n")
-		<-time.After(time.Second)
-		line := strings.Repeat("x", 1023) + "\n"
-		for range 4<<10 - 1 {
-			io.WriteString(b, line)
-		}
-		for _, line := range []string{line + "\n", line, "\n", line} { // The second fills it to the byte.
-			io.WriteString(b, line)
-		}
-		if took := time.Since(start); took != time.Second {
-			t.Errorf("got %v for lines that nobody reads, want none", took-time.Second)
-		}
-		got := make(chan string)
-		go func() {
-			text, _ := io.ReadAll(reader)
-			got <- string(text)
-		}()
-		<-time.After(time.Second)
-		io.WriteString(b, "last\n")
-		b.close()
-		writer.Close()
-		if text, want := <-got, "first\n"+strings.Repeat(line, 4<<10)+"3 lost\nlast\n"; text != want {
-			t.Errorf("got %d bytes that end in %.30q, want %d that end in %.30q", len(text), text[max(0, len(text)-20):], len(want), want[len(want)-20:])
-		}
-	})
+// TestLogStuck has lines come while a write hangs. They hold up nobody. Those for which there is no room are counted.
+func TestLogStuck(t *testing.T) {
+	line := strings.Repeat("x", 1023) + "\n"
+	for _, row := range []struct {
+		name string
+		last []string // of the lines, when there is room for one
+		lost int
+	}{
+		{"none too many", []string{line}, 0},
+		{"one too many", []string{line, "\n"}, 1},
+		{"one too long", []string{line + "\n", line}, 1},
+		{"three too many", []string{line + "\n", line, "\n", line}, 3},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			reader, writer := io.Pipe()
+			_, lines := startLog("text", writer)
+			start := time.Now()
+			io.WriteString(lines, "first\n")
+			<-time.After(time.Second)
+			for range 4<<10 - 1 {
+				io.WriteString(lines, line)
+			}
+			for _, line := range row.last {
+				io.WriteString(lines, line)
+			}
+			if took := time.Since(start); took != time.Second {
+				t.Errorf("%s: got %v for lines that nobody reads, want none", row.name, took-time.Second)
+			}
+			got := make(chan string)
+			go func() {
+				text, _ := io.ReadAll(reader)
+				got <- string(text)
+			}()
+			lines.close()
+			writer.Close()
+			want := "first\n" + strings.Repeat(line, 4<<10)
+			if row.lost > 0 {
+				want += fmt.Sprintf("level=WARN msg=\"log lines lost\" lines=%d\n", row.lost)
+			}
+			text := regexp.MustCompile(`time=\S+ `).ReplaceAllString(<-got, "")
+			if text != want {
+				t.Errorf("%s: got %d bytes that end in %.90q, want %d that end in %.90q", row.name, len(text), text[max(0, len(text)-90):], len(want), want[len(want)-90:])
+			}
+		})
+	}
 }
 
 // TestLineBufferConcurrently has eight write at once: every line is whole, none is lost, and those of each stay in order.

@@ -55,10 +55,8 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	dotenv, dotenvErr := readDotenv()
 	cfg, err := loadSettings(environ, dotenv)
 	err = errors.Join(dotenvErr, err)
-	var log *logger
-	lines := newLineBuffer(stderr, func(n int) { log.Warn("log lines lost", slog.Int("lines", n)) })
+	log, lines := startLog(cfg.logFormat, stderr)
 	defer lines.close()
-	log = newLogger(cfg.logFormat, lines)
 	for _, unknown := range cfg.unknown {
 		log.Warn("unknown variable", slog.String("name", unknown), slog.String("nearest", nearestSetting(unknown)))
 	}
@@ -89,6 +87,13 @@ func newLogger(format string, w io.Writer) *logger {
 		return &logger{slog.New(slog.NewJSONHandler(w, nil)), func(l requestLine) { w.Write(l.appendJSON(make([]byte, 0, 320))) }}
 	}
 	return &logger{slog.New(slog.NewTextHandler(w, nil)), func(l requestLine) { w.Write(l.appendText(make([]byte, 0, 256))) }}
+}
+
+// startLog returns a logger and what writes its lines, which is to be closed.
+func startLog(format string, w io.Writer) (log *logger, lines *lineBuffer) {
+	lines = newLineBuffer(w, func(n int) { log.Warn("log lines lost", slog.Int("lines", n)) })
+	log = newLogger(format, lines)
+	return log, lines
 }
 
 // A requestLine is what the log says of a request. It is written as log/slog writes it, byte for byte, but in a third of
