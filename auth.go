@@ -165,7 +165,7 @@ const (
 type passwords struct {
 	params  argon2Params
 	decoy   secret        // a hash with params that no password has
-	slots   chan struct{} // holds one token for each hash that runs
+	slots   chan struct{} // has one element for each hash that runs
 	queued  atomic.Int64  // requests that wait for a slot
 	maxWait time.Duration
 }

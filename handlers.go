@@ -137,11 +137,12 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	u, err := s.checkPassword(r.Context(), clientAddress(r, s.proxies), address, password)
-	if answer := answerFor(err); err != nil && answer.status != http.StatusInternalServerError {
-		return answer.audit("login refused", err, s.addressHash(address))
-	}
 	if err != nil {
-		return err
+		answer := answerFor(err)
+		if answer.status == http.StatusInternalServerError {
+			return err
+		}
+		return answer.audit("login refused", err, s.addressHash(address))
 	}
 	s.event(w, r, "login", slog.String("user", u.id))
 	return writeJSON(w, http.StatusOK, s.tokens.issuePair(u))
@@ -373,8 +374,7 @@ var (
 	errBodyTooLarge     = &httpError{status: http.StatusRequestEntityTooLarge, detail: "Content Too Large"}
 	errInternal         = &httpError{status: http.StatusInternalServerError, detail: "Internal Server Error"}
 	errTooManyAttempts  = &httpError{status: http.StatusTooManyRequests, detail: "too many attempts"}
-	errLargeBodies      = &httpError{status: http.StatusServiceUnavailable, detail: "busy, try again", retryAfter: time.Second}
-	errHashingFull      = &httpError{status: http.StatusServiceUnavailable, detail: "busy, try again", retryAfter: time.Second}
+	errOverload         = &httpError{status: http.StatusServiceUnavailable, detail: "busy, try again", retryAfter: time.Second}
 )
 
 func (e *httpError) Error() string { return fmt.Sprintf("%d: %v", e.status, e.detail) }
@@ -411,7 +411,7 @@ func answerFor(err error) *httpError {
 	case errors.Is(err, errAddressTaken):
 		return errConflict
 	case errors.Is(err, errBusy), errors.Is(err, context.Canceled):
-		return errHashingFull
+		return errOverload
 	}
 	return errInternal.audit("request failed", err)
 }
@@ -707,7 +707,7 @@ func (s *server) readBody(w http.ResponseWriter, r *http.Request) (string, error
 		case s.largeBodies <- struct{}{}:
 			defer func() { <-s.largeBodies }()
 		default:
-			return "", errLargeBodies
+			return "", errOverload
 		}
 		var rest []byte
 		rest, err = io.ReadAll(reader)
@@ -789,15 +789,15 @@ func parseJSON(body string) (*input, error) {
 	return in, nil
 }
 
-// Kinds of a form's values beside jsonString.
+// Kinds of a parameter's value beside jsonString.
 const (
 	brokenText jsonKind = 0xff - iota // not UTF-8
 	fileUpload
 	givenTwice
 )
 
-// formParameters are those that a fault may name. Another name could be a password in the wrong place.
-var formParameters = []string{"grant_type", "username", "password", "scope", "client_id", "client_secret", "refresh_token", "after", "limit"}
+// knownParameters are those of forms and queries that a fault may name. Another name could be a password in the wrong place.
+var knownParameters = []string{"grant_type", "username", "password", "scope", "client_id", "client_secret", "refresh_token", "after", "limit"}
 
 // readForm reads a body that is a form. One of another media type has no parameters, and the query string never is a
 // form: both are for caches and logs to keep.
@@ -823,7 +823,7 @@ func (in *input) addParameter(name, value string, kind jsonKind) {
 	if first, twice := in.values[name]; twice {
 		if kind = givenTwice; first.kind != kind {
 			loc := []any{in.place}
-			if slices.Contains(formParameters, name) {
+			if slices.Contains(knownParameters, name) {
 				loc = append(loc, name)
 			}
 			in.faults = append(in.faults, fault{"value_error", loc, "Parameter given twice", nil})

@@ -262,7 +262,7 @@ type server struct {
 	proxies     []netip.Prefix // whose X-Forwarded-For counts
 	log         *logger
 	logKey      secret        // for what the log may only recognise, not read
-	largeBodies chan struct{} // holds one token for each body over smallBody
+	largeBodies chan struct{} // has one element for each body over smallBody
 	docs        bool          // whether /docs and /openapi.json are served
 }
 
