@@ -796,7 +796,8 @@ const (
 	givenTwice
 )
 
-// knownParameters are those of forms and queries that a fault may name. Another name could be a password in the wrong place.
+// knownParameters are those of forms and queries that a fault may name. Another name could be a password in the wrong
+// place.
 var knownParameters = []string{"grant_type", "username", "password", "scope", "client_id", "client_secret", "refresh_token", "after", "limit"}
 
 // readForm reads a body that is a form. One of another media type has no parameters, and the query string never is a
