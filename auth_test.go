@@ -2664,6 +2664,37 @@ func TestLogStuck(t *testing.T) {
 	}
 }
 
+// TestLogSlow loses lines, and has as many come again while those before them are written: the number is not lost too.
+func TestLogSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reader, writer := io.Pipe()
+		_, lines := startLog("text", writer)
+		line := strings.Repeat("x", 1<<20-1) + "\n"
+		io.WriteString(lines, "first\n")
+		synctest.Wait()
+		for range 4 + 1000 {
+			io.WriteString(lines, line)
+		}
+		io.ReadFull(reader, make([]byte, 6))
+		<-time.After(time.Second)
+		for range 4 { // The report of what was lost is there already, so that one has no room.
+			io.WriteString(lines, line)
+		}
+		got := make(chan string)
+		go func() {
+			text, _ := io.ReadAll(reader)
+			got <- string(text)
+		}()
+		<-time.After(time.Second)
+		lines.close()
+		writer.Close()
+		text := <-got
+		if !strings.Contains(text, " lines=1000\n") || !strings.HasSuffix(text, " lines=1\n") || strings.Count(text, line) != 4+3 {
+			t.Errorf("got %d lines and %.100q at the end, want 7 and two reports, of 1000 and of 1", strings.Count(text, line), text[max(0, len(text)-100):])
+		}
+	})
+}
+
 // TestLineBufferConcurrently has eight write at once: every line is whole, none is lost, and those of each stay in order.
 func TestLineBufferConcurrently(t *testing.T) {
 	line := func(writer, n int) string { return fmt.Sprintf("%d %d %s\n", writer, n, strings.Repeat("x", n%200)) }

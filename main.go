@@ -34,7 +34,8 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // A second signal ends the program at once.
+	context.AfterFunc(ctx, stop)   // A second signal ends the program at once.
+	signal.Ignore(syscall.SIGPIPE) // The service goes on if what reads its log ends.
 	if err := run(ctx, os.Args[1:], os.Environ(), os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -184,7 +185,7 @@ const (
 	closeWait  = time.Second
 )
 
-// newLineBuffer starts to write what comes. tellLost is called when lines were lost and one can be written again.
+// newLineBuffer starts to write what comes. tellLost is called when lines were lost, and may write one.
 func newLineBuffer(w io.Writer, tellLost func(lines int)) *lineBuffer {
 	b := &lineBuffer{w: w, tellLost: tellLost, come: make(chan struct{}, 1), closing: make(chan struct{}), closed: make(chan struct{})}
 	go b.run()
@@ -222,17 +223,18 @@ func (b *lineBuffer) run() {
 		case <-b.closing:
 		}
 	}
+	b.flush() // what tellLost has said
 }
 
-// flush writes the lines that wait. There is nobody to tell of an error.
+// flush writes the lines that wait. There is nobody to tell of an error. What was lost came after these lines, and is
+// told before they are written, while there is room again.
 func (b *lineBuffer) flush() {
 	lines, lost := b.take()
-	if len(lines) > 0 {
-		b.w.Write(lines)
-	}
 	if lost > 0 {
 		b.tellLost(lost)
-		b.flush()
+	}
+	if len(lines) > 0 {
+		b.w.Write(lines)
 	}
 }
 
