@@ -2383,8 +2383,9 @@ func TestRequestLine(t *testing.T) {
 	}
 }
 
-// TestDeadline plays what net/http and a connection do to a deadline, on a clock of its own: by is when calls are to
-// end, wait and done are a call's begin and end, and a time alone passes. The connection is told, as a time from the start, or none.
+// TestDeadline plays what net/http and a connection do to a deadline, on a clock of its own: by is when calls are to end,
+// wait and done are a call's begin and end, and a time alone passes. What the connection is told is a time from the start,
+// or none.
 func TestDeadline(t *testing.T) {
 	for _, row := range []struct{ name, script, want string }{
 		{"none is what a connection has", "wait done", ""},

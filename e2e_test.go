@@ -69,12 +69,10 @@ func startServer(t *testing.T, settings ...string) *liveServer {
 	cfg.argon2 = argon2Params{memory: 64, time: 1, threads: 1}
 	s := &liveServer{described: readDescription(t), ids: map[string]bool{}, passwords: map[string]struct{}{"admin-password": {}}}
 	all := &slog.HandlerOptions{Level: slog.LevelDebug}
+	text, json := newLogger("text", &s.textLog), newLogger("json", &s.jsonLog)
 	log := &logger{
 		slog.New(slog.NewMultiHandler(slog.NewTextHandler(&s.textLog, all), slog.NewJSONHandler(&s.jsonLog, all))),
-		func(l requestLine) {
-			newLogger("text", &s.textLog).request(l)
-			newLogger("json", &s.jsonLog).request(l)
-		},
+		func(l requestLine) { text.request(l); json.request(l) },
 	}
 	srv, err := newServer(cfg, s.now, log)
 	if err != nil {
