@@ -2365,6 +2365,7 @@ func TestRequestLine(t *testing.T) {
 		{end, slog.LevelError, "unknown", "", 503, 0, 5 * time.Second, netip.MustParseAddr("2001:db8::1"), "A"},
 		{end, slog.LevelInfo, "PUT", "/me", 405, 31, 1, netip.MustParseAddr("::1"), "A"},
 		{end.Truncate(time.Second), slog.LevelInfo, "HEAD", "GET /me", 200, 0, 0, netip.MustParseAddr("::1"), "A"},
+		{end.Truncate(time.Second).Add(-1), slog.LevelInfo, "GET", "/", 404, 22, time.Microsecond, netip.MustParseAddr("::1"), "A"},
 		{end.In(time.FixedZone("", -90*60)), slog.LevelInfo, "GET", "/", 404, 22, time.Hour, netip.MustParseAddr("::1"), "A"},
 	} {
 		record := slog.NewRecord(l.time, l.level, "request", 0)
