@@ -403,6 +403,7 @@ var badSegments = []struct{ name, input, want string }{
 	{"a line feed before the payload", encodedHeader + ".\neyJhIjoxfQ", "payload: line break in base64url"},
 	{"a carriage return before the payload", encodedHeader + ".\reyJhIjoxfQ", "payload: line break in base64url"},
 	{"a line feed in the payload", encodedHeader + ".eyJh\nIjoxfQ", "payload: line break in base64url"},
+	{"a line feed in a payload of whole groups of four", encodedHeader + ".eyJh\nYiI6MTB9", "payload: line break in base64url"},
 	{"a carriage return at the end of the payload", encodedHeader + ".eyJhIjoxfQ\r", "payload: line break in base64url"},
 	{"a space in the payload", encodedHeader + ".eyJh IjoxfQ", "payload: illegal base64 data"},
 	{"a stray bit in the payload", encodedHeader + ".eyJhIjoxfR", "payload: illegal base64 data"},

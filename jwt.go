@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -95,37 +94,39 @@ func (k *hmacKey) open(token string) (payload string, err error) {
 	if len(token) > maxTokenLen {
 		return "", errTokenTooLong
 	}
-	if strings.Count(token, ".") != 2 {
+	header, rest, _ := strings.Cut(token, ".")
+	_, mac, ok := strings.Cut(rest, ".")
+	if !ok || strings.Contains(mac, ".") {
 		return "", errSegments
 	}
 	m := k.pool.Get().(*keyedMAC)
 	defer k.pool.Put(m)
 	m.token = append(m.token[:0], token...)
-	headerLen, signedLen := strings.IndexByte(token, '.'), strings.LastIndexByte(token, '.')
-	if !hmac.Equal(m.mac(m.token[:signedLen]), m.token[signedLen+1:]) {
+	signed, given := m.token[:len(token)-len(mac)-1], m.token[len(token)-len(mac):]
+	if !hmac.Equal(m.mac(signed), given) {
 		return "", errSignature
 	}
-	if token[:headerLen] != encodedHeader {
-		if err := m.decode(m.token[:headerLen]); err != nil {
+	if header != encodedHeader {
+		if err := m.decode(signed[:len(header)]); err != nil {
 			return "", fmt.Errorf("header: %w", err)
 		}
 		if err := checkHeader(string(m.segment)); err != nil {
 			return "", fmt.Errorf("header: %w", err)
 		}
 	}
-	if err := m.decode(m.token[headerLen+1 : signedLen]); err != nil {
+	if err := m.decode(signed[len(header)+1:]); err != nil {
 		return "", fmt.Errorf("payload: %w", err)
 	}
 	return string(m.segment), nil
 }
 
 // decode reads a segment into m.segment. Only the one spelling that encodes back to itself is taken: the package
-// base64 skips line breaks, even when it is strict.
+// base64 skips line breaks, even when it is strict, so that what it decodes then encodes to less.
 func (m *keyedMAC) decode(segment []byte) (err error) {
-	if bytes.IndexByte(segment, '\n') >= 0 || bytes.IndexByte(segment, '\r') >= 0 {
-		return errors.New("line break in base64url")
-	}
 	m.segment, err = base64url.AppendDecode(m.segment[:0], segment)
+	if err == nil && base64url.EncodedLen(len(m.segment)) != len(segment) {
+		err = errors.New("line break in base64url")
+	}
 	return err
 }
 
