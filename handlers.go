@@ -188,7 +188,7 @@ func (s *server) refreshPair(w http.ResponseWriter, r *http.Request, in *input) 
 
 // me answers with the current user.
 func (s *server) me(w http.ResponseWriter, r *http.Request) error {
-	return writeBody(w, http.StatusOK, appendUser(make([]byte, 0, 256), currentUser(r.Context())))
+	return writeBody(w, http.StatusOK, appendUser(make([]byte, 0, 128), currentUser(r.Context())))
 }
 
 const (
