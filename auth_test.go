@@ -3183,17 +3183,17 @@ func TestLargeBodies(t *testing.T) {
 		want    string
 	}{
 		{"no other, the largest body", 0, sizedBody(64 << 10), missing},
-		{"one place left", maxLargeBodies - 1, sizedBody(64 << 10), missing},
-		{"one place left, the largest body in chunks", maxLargeBodies - 1, chunkedBody(64 << 10), missing},
-		{"one place left, a chunk over the limit", maxLargeBodies - 1, chunkedBody(64<<10 + 1), large},
-		{"one place left, a body that breaks off", maxLargeBodies - 1, cutBody(64<<10, 8<<10), broken},
-		{"no place left", maxLargeBodies, sizedBody(4<<10 + 1), busy},
-		{"no place left, chunks", maxLargeBodies, chunkedBody(4<<10 + 1), busy},
-		{"no place left, a body that breaks off", maxLargeBodies, cutBody(64<<10, 4<<10+1), busy},
-		{"no place left, a body that breaks off in time", maxLargeBodies, cutBody(64<<10, 4<<10), broken},
-		{"no place left, a body over the limit", maxLargeBodies, sizedBody(64<<10 + 1), large},
-		{"no place left, a small body", maxLargeBodies, sizedBody(4 << 10), missing},
-		{"no place left, small chunks", maxLargeBodies, chunkedBody(4 << 10), missing},
+		{"one place left", 127, sizedBody(64 << 10), missing},
+		{"one place left, the largest body in chunks", 127, chunkedBody(64 << 10), missing},
+		{"one place left, a chunk over the limit", 127, chunkedBody(64<<10 + 1), large},
+		{"one place left, a body that breaks off", 127, cutBody(64<<10, 8<<10), broken},
+		{"no place left", 128, sizedBody(4<<10 + 1), busy},
+		{"no place left, chunks", 128, chunkedBody(4<<10 + 1), busy},
+		{"no place left, a body that breaks off", 128, cutBody(64<<10, 4<<10+1), busy},
+		{"no place left, a body that breaks off in time", 128, cutBody(64<<10, 4<<10), broken},
+		{"no place left, a body over the limit", 128, sizedBody(64<<10 + 1), large},
+		{"no place left, a small body", 128, sizedBody(4 << 10), missing},
+		{"no place left, small chunks", 128, chunkedBody(4 << 10), missing},
 	} {
 		for range row.held {
 			s.largeBodies <- struct{}{}
