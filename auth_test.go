@@ -2836,6 +2836,34 @@ func TestServeFails(t *testing.T) {
 	}
 }
 
+// A failingListener has something that passes go wrong first, and then is closed.
+type failingListener struct {
+	net.Listener
+	failed bool
+}
+
+func (l *failingListener) Accept() (net.Conn, error) {
+	if l.failed {
+		return nil, net.ErrClosed
+	}
+	l.failed = true
+	return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept", syscall.EMFILE)}
+}
+
+func (l *failingListener) Addr() net.Addr { return &net.TCPAddr{} }
+func (l *failingListener) Close() error   { return nil }
+
+// TestServeLogs looks for what net/http has to say in the log of the service.
+func TestServeLogs(t *testing.T) {
+	s := partsServer(t)
+	var log lockedBuffer
+	s.log = newLogger("text", &log)
+	s.serve(t.Context(), &failingListener{}, defaultTimeouts)
+	if want := `level=WARN msg="http: Accept error: accept: accept: too many open files; retrying in 5ms"`; !strings.Contains(log.String(), want) {
+		t.Errorf("got %s, want %s", log.String(), want)
+	}
+}
+
 // A pipeListener accepts connections that are in memory alone, and so live on the clock of a synctest bubble.
 type pipeListener struct {
 	conns  chan net.Conn
