@@ -2105,6 +2105,26 @@ func TestSettingsMakeServer(t *testing.T) {
 	}
 }
 
+// TestSeedMemory looks for the 19 MiB of the admin's hash, which are given back to the system.
+func TestSeedMemory(t *testing.T) {
+	cfg, err := loadSettings([]string{"APP_JWT_SECRET=" + partsSecret, "APP_ARGON2=m=19456,t=2,p=1"}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := func() int {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapSys - m.HeapReleased)
+	}
+	debug.FreeOSMemory()
+	before := held()
+	s, err := newServer(cfg, time.Now, newLogger("text", io.Discard))
+	if after := held(); err != nil || after-before > 8<<20 {
+		t.Errorf("got %d bytes more in use (%v), want less than 8 MiB", after-before, err)
+	}
+	runtime.KeepAlive(s)
+}
+
 // TestRunLogs looks at each line of the log, in both of its formats.
 func TestRunLogs(t *testing.T) {
 	t.Chdir(t.TempDir())
