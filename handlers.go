@@ -221,11 +221,11 @@ func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// nextLink returns the link to what comes after the users up to a place, as many again.
+// nextLink returns the link to what comes after the users up to a place, as many again. No id has what a URL escapes.
 func (s *server) nextLink(end, limit int) string {
 	last := make([]user, 1)
 	s.users.page(last, end-1)
-	return fmt.Sprintf(`</admin/users?limit=%d&after=%s>; rel="next"`, limit, url.QueryEscape(last[0].id))
+	return fmt.Sprintf(`</admin/users?limit=%d&after=%s>; rel="next"`, limit, last[0].id)
 }
 
 // writeUsers writes the users between two places as a JSON array. It ends early if the client is gone.
