@@ -3223,6 +3223,9 @@ func TestLargeBodies(t *testing.T) {
 	const busy, missing = `503 {"detail":"busy, try again"}`, `422 {"detail":[{"type":"missing"`
 	const large, broken = `413 {"detail":"Content Too Large"}`, `400 {"detail":"There was an error parsing the body"}`
 	s := partsServer(t)
+	if places := cap(s.largeBodies); places != 128 {
+		t.Fatalf("got %d places, want 128", places)
+	}
 	live := serveTCP(t, s, defaultTimeouts)
 	for _, row := range []struct {
 		name    string
