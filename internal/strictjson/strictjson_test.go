@@ -1,0 +1,270 @@
+package strictjson
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+type row struct{ Name, Input, Kind, Want string }
+
+func readRows(t testing.TB, path string) (rows []row) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(text, &rows)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rows
+}
+
+// unprintable holds texts that are not UTF-8 or too long for testdata/rejected.json.
+var unprintable = []row{
+	{Name: "a byte that UTF-8 does not have", Input: "{\"a\":\"é\xff\"}", Want: "Invalid UTF-8 at offset 7"},
+	{Name: "Latin-1", Input: "{\"\xe9\":1}", Want: "Invalid UTF-8 at offset 2"},
+	{Name: "an overlong slash", Input: "\"\xc0\xaf\"", Want: "Invalid UTF-8 at offset 1"},
+	{Name: "a surrogate in UTF-8", Input: "\"\xed\xa0\x80\"", Want: "Invalid UTF-8 at offset 1"},
+	{Name: "truncated UTF-8", Input: "\"\xe2\x82", Want: "Invalid UTF-8 at offset 1"},
+	{Name: "invalid UTF-8 after the replacement character", Input: "\"\uFFFD\xff\"", Want: "Invalid UTF-8 at offset 2"},
+	{Name: "invalid UTF-8 between tokens", Input: "[\xff]", Want: "Invalid UTF-8 at offset 1"},
+	{Name: "invalid UTF-8 after the value", Input: "{}\xff", Want: "Invalid UTF-8 at offset 2"},
+	{Name: "invalid UTF-8 after a syntax error", Input: "{bad\xff", Want: "Invalid UTF-8 at offset 4"},
+	{Name: "1001 arrays", Input: strings.Repeat("[", 1001), Want: "nested too deep at offset 1000"},
+	{Name: "1001 objects", Input: strings.Repeat(`{"a":`, 1000) + "{}", Want: "nested too deep at offset 5000"},
+}
+
+func TestParseObjectRejects(t *testing.T) {
+	for _, row := range append(readRows(t, "testdata/rejected.json"), unprintable...) {
+		if err := ParseObject(row.Input, ignore); err == nil || err.Error() != row.Want {
+			t.Errorf("%s: got %v, want %s", row.Name, err, row.Want)
+		}
+	}
+	if err := ParseObject(" [] ", ignore); err != ErrNotObject {
+		t.Errorf("an array: got %v, want ErrNotObject", err)
+	}
+}
+
+func ignore(string, Value) error { return nil }
+
+func TestParseObjectAccepts(t *testing.T) {
+	kinds := map[string]Kind{"string": String, "number": Number, "literal": Literal, "object": Object, "array": Array}
+	deep, wide := strings.Repeat("[", 999)+strings.Repeat("]", 999), "[[]"+strings.Repeat(",{},[]", 1000)+"]"
+	for _, row := range append(readRows(t, "testdata/accepted.json"),
+		row{"1000 levels", `{"a":` + deep + `}`, "array", deep},
+		row{"many values at one level", `{"a":` + wide + `}`, "array", wide},
+	) {
+		var got []string
+		err := ParseObject(row.Input, func(name string, v Value) error {
+			got = append(got, fmt.Sprint(name, v))
+			return nil
+		})
+		want := []string{fmt.Sprint("a", Value{kinds[row.Kind], row.Want})}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: got %q and %v, want %q", row.Name, got, err, want)
+		}
+	}
+}
+
+// TestMembers checks the order of many members, and that an error of the callback ends the parsing.
+func TestMembers(t *testing.T) {
+	var pairs, want, got []string
+	for i := range 30 {
+		want = append(want, fmt.Sprint("n", i))
+		pairs = append(pairs, fmt.Sprintf(`"n%d":%d`, i, i))
+	}
+	object := "{" + strings.Join(pairs, ",") + "}"
+	if err := ParseObject(object, func(name string, v Value) error {
+		got = append(got, "n"+v.Text)
+		return nil
+	}); err != nil || !slices.Equal(got, want) {
+		t.Errorf("30 members: got %q and %v, want %q", got, err, want)
+	}
+	stop, calls := errors.New("stop"), 0
+	err := ParseObject(object+" x", func(name string, v Value) error {
+		if calls++; name == "n2" {
+			return stop
+		}
+		return nil
+	})
+	if err != stop || calls != 3 {
+		t.Errorf("an error at the third member: got %v after %d calls, want stop after 3", err, calls)
+	}
+	if err := ParseObject(`[1]`, func(string, Value) error { return stop }); err != ErrNotObject {
+		t.Errorf("an array: got %v, want ErrNotObject", err)
+	}
+}
+
+func TestValues(t *testing.T) {
+	str := func(v Value) (any, error) { return v.Str() }
+	float := func(v Value) (any, error) { return v.Float() }
+	list := func(v Value) (any, error) { return v.Strings() }
+	for _, row := range []struct {
+		name   string
+		method func(Value) (any, error)
+		value  Value
+		want   string
+	}{
+		{"a string", str, Value{String, "b"}, `"b" <nil>`},
+		{"null as a string", str, Value{Literal, "null"}, `"" not a string`},
+		{"a number as a string", str, Value{Number, "1"}, `"" not a string`},
+		{"an integer", float, Value{Number, "-1795503214"}, `-1.795503214e+09 <nil>`},
+		{"a fraction", float, Value{Number, "1.5e1"}, `15 <nil>`},
+		{"an integer beyond 64 bits", float, Value{Number, "100000000000000000000"}, `1e+20 <nil>`},
+		{"a number beyond a float64", float, Value{Number, "1e309"}, `0 number out of range`},
+		{"a string as a number", float, Value{String, "1"}, `0 not a number`},
+		{"no value as a number", float, Value{}, `0 not a number`},
+		{"a list", list, Value{Array, `["a", "b,\n" ]`}, `[]string{"a", "b,\n"} <nil>`},
+		{"an empty list", list, Value{Array, `[ ]`}, `[]string{} <nil>`},
+		{"a list with a number", list, Value{Array, `["a",1]`}, `[]string{"a", ""} not a string`},
+		{"a list of lists", list, Value{Array, `[["a"]]`}, `[]string{""} not a string`},
+		{"a string as a list", list, Value{String, `["a"]`}, `[]string(nil) not a list`},
+		{"null as a list", list, Value{Literal, `null`}, `[]string(nil) not a list`},
+	} {
+		got, err := row.method(row.value)
+		if text := fmt.Sprintf("%#v %v", got, err); text != row.want {
+			t.Errorf("%s: got %s, want %s", row.name, text, row.want)
+		}
+	}
+}
+
+const claims = `{"sub":"8b1d7a2e-5c34-4f0e-9d5c-0e6d3b8f2a11","scopes":["me"],"type":"access",` +
+	`"jti":"0f0e9d5c-5c34-4f0e-9d5c-0e6d3b8f2a11","iat":1795503214,"exp":1795504114,` +
+	`"iss":"jwt-auth-api","sid":"1b1d7a2e-5c34-4f0e-9d5c-0e6d3b8f2a11"}`
+
+func parseClaims() {
+	ParseObject(claims, func(name string, v Value) error {
+		if v.Kind == Number {
+			_, err := v.Float()
+			return err
+		}
+		return nil
+	})
+}
+
+func TestParseObjectAllocations(t *testing.T) {
+	if n := testing.AllocsPerRun(100, parseClaims); n != 0 {
+		t.Errorf("eight members: got %v allocations, want 0", n)
+	}
+}
+
+func BenchmarkParseObject(b *testing.B) {
+	for b.Loop() {
+		parseClaims()
+	}
+}
+
+// hasDuplicate reports whether an object in text has two equal names, according to encoding/json.
+func hasDuplicate(text string) bool {
+	decoder := json.NewDecoder(strings.NewReader(text))
+	type level struct {
+		names  map[string]bool // nil in an array
+		isName bool
+	}
+	levels := []*level{{}}
+	for {
+		token, err := decoder.Token()
+		if err != nil {
+			return false
+		}
+		top := levels[len(levels)-1]
+		if name, isString := token.(string); top.names != nil && top.isName && isString {
+			if top.names[name] {
+				return true
+			}
+			top.names[name] = true
+		}
+		top.isName = !top.isName
+		switch token {
+		case json.Delim('{'):
+			levels = append(levels, &level{map[string]bool{}, true})
+		case json.Delim('['):
+			levels = append(levels, &level{})
+		case json.Delim('}'), json.Delim(']'):
+			levels = levels[:len(levels)-1]
+			levels[len(levels)-1].isName = true
+		}
+	}
+}
+
+// stricter maps each reason to reject a text that encoding/json accepts to a necessary condition.
+var stricter = map[string]func(text string) bool{
+	"duplicate name":  hasDuplicate,
+	"nested too deep": func(text string) bool { return strings.Count(text, "[")+strings.Count(text, "{") > maxDepth },
+	"Invalid UTF-8":   func(text string) bool { return !utf8.ValidString(text) },
+	"lone surrogate":  hasLoneSurrogate,
+}
+
+var (
+	pair      = regexp.MustCompile(`(?i)\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}`)
+	surrogate = regexp.MustCompile(`(?i)\\ud[89a-f][0-9a-f]{2}`)
+)
+
+// hasLoneSurrogate reports whether a \u escape in a valid text is half of a surrogate pair.
+func hasLoneSurrogate(text string) bool {
+	text = strings.ReplaceAll(text, `\\`, "  ")
+	return surrogate.MatchString(pair.ReplaceAllString(text, ""))
+}
+
+// FuzzParseObject compares with encoding/json: a text is accepted if encoding/json accepts it and no
+// rule of stricter applies, and has the same members.
+func FuzzParseObject(f *testing.F) {
+	rows := slices.Concat(readRows(f, "testdata/rejected.json"), readRows(f, "testdata/accepted.json"), unprintable)
+	for _, row := range rows {
+		if len(row.Input) < 256 { // the fuzzer would spend its time on long seeds
+			f.Add(row.Input)
+		}
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		got := map[string]Value{}
+		err := ParseObject(text, func(name string, v Value) error {
+			got[name] = v
+			return nil
+		})
+		if syntax, ok := errors.AsType[*SyntaxError](err); ok {
+			rule := stricter[syntax.Reason]
+			if json.Valid([]byte(text)) && (rule == nil || !rule(text)) {
+				t.Errorf("%q: got %v, want it accepted", text, err)
+			}
+			if syntax.Offset < 0 || syntax.Offset > utf8.RuneCountInString(text) {
+				t.Errorf("%q: got offset %d, want one in the text", text, syntax.Offset)
+			}
+			return
+		}
+		if !json.Valid([]byte(text)) || !utf8.ValidString(text) || hasDuplicate(text) || hasLoneSurrogate(text) {
+			t.Errorf("%q: got %v, want a SyntaxError", text, err)
+		}
+		if err == nil {
+			compareMembers(t, text, got)
+		}
+	})
+}
+
+// compareMembers compares the members of an object with those that encoding/json returns.
+func compareMembers(t *testing.T, text string, got map[string]Value) {
+	t.Helper()
+	var want map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(text), &want); err != nil {
+		t.Fatalf("%q: got it accepted, want %v", text, err)
+	}
+	if g, w := slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)); !slices.Equal(g, w) {
+		t.Errorf("%q: got names %q, want %q", text, g, w)
+	}
+	for name, v := range got {
+		raw := string(want[name])
+		if v.Kind == String {
+			json.Unmarshal(want[name], &raw)
+		}
+		if v.Text != raw {
+			t.Errorf("%q: %q: got %q, want %q", text, name, v.Text, raw)
+		}
+	}
+}
