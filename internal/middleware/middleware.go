@@ -1,0 +1,163 @@
+// Package middleware has the handlers that a request passes on its way to its route, from the
+// outermost to the innermost:
+//
+//	Recover(Log(Limit(mux)))
+//
+// Recover is outermost, so that every response and log line has a request id and a panic anywhere
+// becomes a response. Log is outside Limit, so that rejected requests are logged too.
+package middleware
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"path"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A Fail function responds to a request with an error.
+type Fail func(w http.ResponseWriter, r *http.Request, err error)
+
+type idKey struct{} // of the id in a request's context
+
+// RequestID returns the id of the request whose context is ctx, or "".
+func RequestID(ctx context.Context) string {
+	id, _ := ctx.Value(idKey{}).(string)
+	return id
+}
+
+// A recorder records the status and the size of a response.
+type recorder struct {
+	http.ResponseWriter
+	status int // 0 until the header is written
+	bytes  int // of the body
+}
+
+func (rec *recorder) WriteHeader(status int) {
+	rec.status = cmp.Or(rec.status, status)
+	rec.ResponseWriter.WriteHeader(status)
+}
+
+func (rec *recorder) Write(b []byte) (int, error) {
+	rec.status = cmp.Or(rec.status, http.StatusOK)
+	n, err := rec.ResponseWriter.Write(b)
+	rec.bytes += n
+	return n, err
+}
+
+// Unwrap is for [http.ResponseController].
+func (rec *recorder) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
+
+// Recover gives each request an id, which the response has as X-Request-Id. If next panics, Recover
+// responds with fail, or closes the connection if the response has begun. It also keeps browsers from
+// guessing the type of a response.
+func Recover(next http.Handler, log *slog.Logger, fail Fail) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := rand.Text()
+		w.Header().Set("X-Request-Id", id)
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		r = r.WithContext(context.WithValue(r.Context(), idKey{}, id))
+		rec := &recorder{ResponseWriter: w}
+		defer func() {
+			switch p := recover(); {
+			case p == nil:
+			case p == http.ErrAbortHandler:
+				panic(p)
+			case rec.status != 0:
+				log.Error("request failed", "reason", panicError(p), "request_id", id)
+				panic(http.ErrAbortHandler)
+			default:
+				fail(rec, r, panicError(p))
+			}
+		}()
+		next.ServeHTTP(rec, r)
+	})
+}
+
+func panicError(p any) error { return fmt.Errorf("panic: %v\n%s", p, debug.Stack()) }
+
+// Log logs a line for each request. It must be inside Recover. A request that panics before its
+// response begins has the status 500. client returns the IP address of the client.
+func Log(next http.Handler, log *slog.Logger, client func(*http.Request) netip.Addr) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start, rec := time.Now(), w.(*recorder)
+		defer func() {
+			status := cmp.Or(rec.status, http.StatusInternalServerError)
+			log.LogAttrs(r.Context(), Level(status), "request",
+				slog.String("method", knownMethod(r.Method)), slog.String("route", r.Pattern), slog.Int("status", status),
+				slog.Int("bytes", rec.bytes), slog.Duration("duration", time.Since(start)),
+				slog.String("client", client(r).String()), slog.String("request_id", RequestID(r.Context())))
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// Level returns the level at which a response with a status is logged.
+func Level(status int) slog.Level {
+	if status >= 500 {
+		return slog.LevelError
+	}
+	return slog.LevelInfo
+}
+
+// knownMethod returns a method for the log. A client may send any text as a method.
+func knownMethod(method string) string {
+	known := []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE"}
+	if !slices.Contains(known, method) {
+		return "unknown"
+	}
+	return method
+}
+
+// A StatusError is an error with no more to say than its HTTP status.
+type StatusError int
+
+func (e StatusError) Error() string { return http.StatusText(int(e)) }
+
+// Limit bounds the body of each request to maxBody bytes. It calls fail with an
+// [http.MaxBytesError] for a larger body, and with the [StatusError] 404 for a path that
+// [http.ServeMux] would redirect.
+func Limit(next http.Handler, maxBody int64, fail Fail) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// RFC 9112 section 6.1: a request with Transfer-Encoding and Content-Length may hide a second
+		// one, so its connection must close. net/http hides one of the two headers.
+		if r.TransferEncoding != nil || !r.ProtoAtLeast(1, 1) {
+			w.Header().Set("Connection", "close")
+		}
+		p := r.URL.EscapedPath()
+		switch {
+		case r.ContentLength > maxBody:
+			w.Header().Set("Connection", "close") // Otherwise net/http waits for the body.
+			fail(w, r, &http.MaxBytesError{Limit: maxBody})
+		case !strings.HasPrefix(p, "/") || path.Clean(p) != p:
+			fail(w, r, StatusError(http.StatusNotFound))
+		default:
+			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// ClientIP returns the IP address of the client: that of the connection or, if that is a trusted
+// proxy, the last one in X-Forwarded-For that is not. A client can forge only those before it.
+func ClientIP(r *http.Request, proxies []netip.Prefix) netip.Addr {
+	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
+	ip := peer.Addr().Unmap().WithZone("")
+	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		next, err := netip.ParseAddr(strings.TrimSpace(hop))
+		trusted := slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(ip) })
+		if err != nil || !trusted {
+			break
+		}
+		ip = next.Unmap().WithZone("")
+	}
+	return ip
+}
