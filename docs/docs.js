@@ -1,12 +1,12 @@
-// The page is drawn from the API's own description, so that it can't drift from it. Whatever the service answers
-// becomes a text node: nothing here parses markup, and the page's Content-Security-Policy would refuse to.
+// The page is built from the API's OpenAPI description. Everything that the service returns becomes a text node and is
+// never parsed as markup, which the page's Content-Security-Policy enforces.
 
 const source = new URL("openapi.json", document.baseURI);
 const byId = (id) => document.getElementById(id);
 let api, scheme;
-// The token pair lives in this variable alone: a reload forgets it, and it never reaches storage or a cookie.
-let session = null;
+let session = null; // token pair and account; kept only in memory, so that a reload discards it
 
+// el returns a new element. Attributes that are null or undefined are left out.
 function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
   Object.entries(attributes).filter(([, value]) => value != null).forEach((pair) => node.setAttribute(...pair));
@@ -14,46 +14,42 @@ function el(tag, attributes, ...children) {
   return node;
 }
 
-function button(text, act) {
+function button(text, onClick) {
   const node = el("button", { type: "button" }, text);
-  node.addEventListener("click", act);
+  node.addEventListener("click", onClick);
   return node;
 }
 
-// Descriptions are CommonMark, of which only paragraphs and code spans are read.
+// prose returns the paragraphs of a description. Of CommonMark it supports paragraphs and code spans.
 const prose = (text = "") => text.split("\n\n").filter(Boolean).map((paragraph) =>
   el("p", {}, ...paragraph.split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part))));
 
+// resolve returns node, or what its $ref points to.
 function resolve(node) {
   return node?.$ref ? resolve(node.$ref.slice(2).split("/").reduce((at, key) => at[key], api)) : node;
 }
 
-// Each documented example of a body is a choice of its own, since it fixes the content type and, where the schema
-// offers several, which of them the fields are made from.
-function choicesOf(operation) {
-  const content = Object.entries(operation.requestBody?.content ?? {});
-  return content.flatMap(([type, media]) => Object.values(media.examples ?? {}).map(({ summary, value }) => {
-    const schemas = (resolve(media.schema).oneOf ?? [media.schema]).map(resolve);
-    const schema = schemas.find(({ required }) => required.every((name) => name in value)) ?? schemas[0];
-    return { label: `${summary} (${type})`, type, value, schema };
-  }));
+// bodyOf returns the content type, the schema and the examples of an operation's request body.
+function bodyOf({ requestBody }) {
+  const [type, media] = Object.entries(requestBody?.content ?? {})[0] ?? [];
+  return { type, schema: resolve(media?.schema) ?? {}, examples: Object.values(media?.examples ?? {}) };
 }
 
-function fieldsOf(operation, choice) {
-  const { schema: { properties, required } = {}, value } = choice ?? {};
-  const inBody = Object.entries(properties ?? {}).map(([name, schema]) => (
-    { ...schema, name, in: "body", schema, required: required.includes(name), example: value[name] }));
-  return [...operation.parameters ?? [], ...inBody];
+// fieldsOf returns an operation's parameters and the properties of its body, filled in from an example.
+function fieldsOf({ parameters = [] }, { properties = {}, required = [] }, example) {
+  const inBody = Object.entries(properties).map(([name, schema]) => ({ name, in: "body", schema,
+    description: schema.description, required: required.includes(name), example: example?.value[name] }));
+  return [...parameters, ...inBody];
 }
 
 function hint({ required, description, schema }) {
-  const [least, most] = [schema.minLength ?? schema.minimum, schema.maxLength ?? schema.maximum];
-  const range = most && `${least ? `${least} to` : "up to"} ${most}${schema.type === "string" ? " characters" : ""}`;
-  const parts = [required ? "required" : "optional", schema.format ?? schema.type, range, description];
-  return parts.filter(Boolean).join(", ");
+  const [min, max] = [schema.minLength ?? schema.minimum, schema.maxLength ?? schema.maximum];
+  const range = max && `${min ? `${min} to` : "up to"} ${max}${schema.type === "string" ? " characters" : ""}`;
+  const rule = [required ? "required" : "optional", schema.format ?? schema.type, range].filter(Boolean).join(", ");
+  return [rule, description].filter(Boolean).join(". ");
 }
 
-// Every field is a plain text input that nothing checks here, so that the service's own refusals can be seen.
+// drawField returns a plain text input without client-side validation, so that the service's own errors can be seen.
 function drawField(prefix, field) {
   const id = `${prefix}-${field.name}`;
   const type = field.schema.format === "password" ? "password" : "text";
@@ -66,7 +62,7 @@ function drawField(prefix, field) {
 
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-// The request and the curl command are made side by side from the same fields, so that they say the same.
+// build returns a request and the equivalent curl command.
 function build(method, path, operation, type, fields) {
   const sent = fields.filter((field) => field.required || field.input.value !== "");
   const pairsIn = (place) => sent.filter((field) => field.in === place).map(({ name, input }) => [name, input.value]);
@@ -80,17 +76,15 @@ function build(method, path, operation, type, fields) {
     body = JSON.stringify(Object.fromEntries(pairs));
     data = [`--data-raw ${quote(body)}`];
   } else if (type) {
-    const multipart = type === "multipart/form-data";
-    body = multipart ? new FormData() : new URLSearchParams();
-    pairs.forEach((pair) => body.append(...pair));
-    data = pairs.map((pair) => `${multipart ? "--form-string" : "--data-urlencode"} ${quote(pair.join("="))}`);
+    body = new URLSearchParams(pairs);
+    data = pairs.map((pair) => `--data-urlencode ${quote(pair.join("="))}`);
   }
   const lines = Object.entries(headers).map((header) => `-H ${quote(header.join(": "))}`);
   const curl = [`curl -i -X ${method} ${quote(url.href)}`, ...lines, ...data].join(" \\\n  ");
   return { url, method, headers, body, curl, values: Object.fromEntries(pairs) };
 }
 
-// Nothing that the browser keeps, neither cookie nor cache, takes part: what is shown is what the service answered.
+// send sends a request without cookies or the browser's cache, so that the response shown is the service's own.
 async function send({ url, method, headers, body }) {
   const start = performance.now();
   const response = await fetch(url, { method, headers, body, cache: "no-store", credentials: "omit" });
@@ -100,12 +94,13 @@ async function send({ url, method, headers, body }) {
   try {
     json = JSON.parse(text);
     text = JSON.stringify(json, null, 2);
-  } catch { /* What is not JSON is shown as it came. */ }
+  } catch { /* Text that is not JSON is shown as it is. */ }
   return { response, text, json, took };
 }
 
+// useTokens makes pair the current session. Null ends the session.
 function useTokens(pair, account) {
-  session = pair && { ...pair, account: account ?? session?.account ?? "a token" };
+  session = pair && { ...pair, account: account ?? session?.account ?? "unknown user" };
   byId("session").textContent = session ? `Authorized as ${session.account}` : "Not authorized";
   document.body.classList.toggle("authorized", session !== null);
   byId("credentials").hidden = byId("authorize").hidden = session !== null;
@@ -120,86 +115,89 @@ async function copy(text, note) {
     await navigator.clipboard.writeText(text.textContent);
     note.textContent = "Copied";
   } catch {
-    // A page without HTTPS has no clipboard, so the text is selected for the reader's own keys.
+    // The clipboard requires HTTPS or localhost. Elsewhere the text is selected instead.
     getSelection().selectAllChildren(text);
-    note.textContent = "Selected: copy it with your keyboard";
+    note.textContent = "Selected. Copy it with the keyboard.";
   }
 }
 
-function block(title, text, ...buttons) {
+// block returns a titled text with an optional button. The button's action gets the text's element and a note.
+function block(title, text, label, action) {
   const pre = el("pre", { tabindex: 0, role: "group", "aria-label": title }, text);
   const note = el("span", { role: "status", class: "hint" });
-  buttons = buttons.map(([label, act]) => button(label, () => act(pre, note)));
-  const bar = el("div", { class: "bar" }, el("h3", {}, title), note, ...buttons);
+  const bar = el("div", { class: "bar" }, el("h3", {}, title), note);
+  if (label) bar.append(button(label, () => action(pre, note)));
   return el("div", { class: `block ${title}` }, bar, pre);
 }
 
-async function execute(operation, request, { command, outcome, answer }) {
-  command.replaceChildren(block("curl", request.curl, ["Copy", copy]));
-  answer.replaceChildren();
-  outcome.replaceChildren("Waiting for the answer");
+// execute sends a request and shows its curl command, outcome and response.
+async function execute(operation, request, { command, outcome, result }) {
+  command.replaceChildren(block("curl", request.curl, "Copy", copy));
+  result.replaceChildren();
+  outcome.replaceChildren("Waiting for a response");
   delete outcome.dataset.status;
   try {
     const { response, text, json, took } = await send(request);
-    const meaning = resolve(operation.responses[response.status])?.description ?? "This status is not described.";
+    const meaning = resolve(operation.responses[response.status])?.description ?? "This status is not documented.";
     const headers = [...response.headers].map((header) => header.join(": ")).join("\n");
-    const use = ["Use this token", (pre, note) => {
+    const use = (pre, note) => {
       useTokens(json, request.values.username ?? request.values.email);
       note.textContent = "In use";
-    }];
-    answer.append(block("headers", headers), block("body", text, ...(json?.access_token ? [use] : [])));
+    };
+    result.append(block("headers", headers), block("body", text, json?.access_token && "Use this token", use));
     outcome.replaceChildren(el("b", {}, `${response.status} ${response.statusText}`), ` in ${took} ms. ${meaning}`);
     outcome.dataset.status = response.status;
   } catch (error) {
-    outcome.textContent = `No answer: ${error.message}`;
+    outcome.textContent = `No response: ${error.message}`;
   }
 }
 
+// drawForm returns an operation's form, and the elements that execute fills.
 function drawForm(id, method, path, operation) {
-  const [choices, box] = [choicesOf(operation), el("div", { class: "fields" })];
-  const options = choices.map(({ label }, i) => el("option", { value: i }, label));
+  const { type, schema, examples } = bodyOf(operation);
+  const box = el("div", { class: "fields" });
+  const options = examples.map(({ summary }, i) => el("option", { value: i }, summary));
   const select = el("select", { id: `${id}-example` }, ...options);
   const form = el("form", { novalidate: "" }, box, el("button", { type: "submit" }, "Execute"));
   const outcome = el("p", { class: "outcome", role: "status" });
-  const parts = { command: el("div", {}), outcome, answer: el("div", {}) };
+  const parts = { command: el("div", {}), outcome, result: el("div", {}) };
   let fields;
   const fill = () => {
-    fields = fieldsOf(operation, choices[select.value]);
+    fields = fieldsOf(operation, schema, examples[select.value]);
     box.replaceChildren(...fields.map((field) => drawField(id, field)));
   };
   fill();
   select.addEventListener("change", fill);
-  if (choices.length > 1) form.prepend(el("label", { for: select.id }, "Example"), select);
+  if (examples.length > 1) form.prepend(el("label", { for: select.id }, "Example"), select);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    // A second press while the first waits would show two answers in one place.
-    if (form.ariaBusy === "true") return;
+    if (form.ariaBusy === "true") return; // A request is in flight.
     form.ariaBusy = "true";
-    await execute(operation, build(method, path, operation, choices[select.value]?.type, fields), parts);
+    await execute(operation, build(method, path, operation, type, fields), parts);
     form.ariaBusy = "false";
   });
-  return [form, parts.command, outcome, parts.answer];
+  return [form, ...Object.values(parts)];
 }
 
-function drawAnswers(operation) {
-  const rows = Object.entries(operation.responses).flatMap(([status, answer]) => {
-    const { description, headers, content } = resolve(answer);
+function drawResponses(operation) {
+  const rows = Object.entries(operation.responses).flatMap(([status, response]) => {
+    const { description, headers, content } = resolve(response);
     const examples = Object.values(content["application/json"].examples).map((example) => resolve(example).value);
     const texts = new Set(examples.map((value) => JSON.stringify(value)));
     return [el("dt", {}, status), el("dd", {}, description, el("p", { class: "hint" }, Object.keys(headers).join(", ")),
       ...[...texts].map((text) => el("code", {}, text)))];
   });
-  return el("details", { class: "answers" }, el("summary", {}, "Documented answers"), el("dl", {}, ...rows));
+  return el("details", { class: "responses" }, el("summary", {}, "Documented responses"), el("dl", {}, ...rows));
 }
 
 function drawOperation(path, method, operation) {
   const { operationId, summary, description, security } = operation;
-  const lock = security && el("span", { class: "lock", role: "img", "aria-label": "needs a token" });
+  const lock = security && el("span", { class: "lock", role: "img", "aria-label": "requires a token" });
   return el("details", { id: `op-${operationId}`, class: "operation" },
     el("summary", {}, el("span", { class: `method ${method}` }, method.toUpperCase()), " ", el("code", {}, path), " ",
       el("span", { class: "what" }, summary), " ", lock ?? ""),
     el("div", { class: "inside" }, ...prose(description),
-      ...drawForm(operationId, method.toUpperCase(), path, operation), drawAnswers(operation)));
+      ...drawForm(operationId, method.toUpperCase(), path, operation), drawResponses(operation)));
 }
 
 function drawPage() {
@@ -215,7 +213,8 @@ function drawPage() {
     el("input", { type: "checkbox", name: "scope", value }), el("span", {}, el("b", {}, value), ` ${description}`))));
 }
 
-function say(text, kind) {
+// report shows the state of the login in the dialog.
+function report(text, kind = "") {
   byId("login-status").textContent = text;
   byId("login-status").className = kind;
 }
@@ -223,18 +222,18 @@ function say(text, kind) {
 async function login(event) {
   event.preventDefault();
   const form = new FormData(byId("login"));
-  const body = new URLSearchParams({ grant_type: "password", scope: form.getAll("scope").join(" ") });
-  ["username", "password"].forEach((name) => body.set(name, form.get(name)));
-  say("Waiting for the answer", "");
+  const body = new URLSearchParams({ grant_type: "password", username: form.get("username"),
+    password: form.get("password"), scope: form.getAll("scope").join(" ") });
+  report("Waiting for a response");
   try {
     const { response, json } = await send({ url: new URL(scheme.tokenUrl, source), method: "POST", body });
     if (!response.ok) throw new Error(typeof json?.detail === "string" ? json.detail : `status ${response.status}`);
     useTokens(json, form.get("username"));
     byId("password").value = "";
-    say(`Authorized as ${session.account}`, "good");
+    report(`Authorized as ${session.account}`, "good");
     byId("close").focus();
   } catch (error) {
-    say(`Refused: ${error.message}`, "bad");
+    report(`Login failed: ${error.message}`, "bad");
     byId("password").select();
   }
 }
@@ -246,15 +245,15 @@ async function start() {
   useTokens(null);
   byId("login").addEventListener("submit", login);
   byId("open").addEventListener("click", () => {
-    say(session ? `Authorized as ${session.account}` : "", session ? "good" : "");
+    report(session ? `Authorized as ${session.account}` : "", session ? "good" : "");
     byId("dialog").showModal();
   });
   byId("close").addEventListener("click", () => byId("dialog").close());
   byId("logout").addEventListener("click", () => {
     useTokens(null);
-    say("Logged out: this page has forgotten its tokens.", "");
+    report("Logged out. This page has discarded its tokens.");
     byId("username").focus();
   });
 }
 
-start().catch((error) => byId("operations").replaceChildren(`The description can't be read: ${error.message}`));
+start().catch((error) => byId("operations").replaceChildren(`Cannot load the API description: ${error.message}`));
