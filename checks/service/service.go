@@ -1,0 +1,90 @@
+// Package service builds the program in the parent of this module and runs it for a test, as an operator would.
+//
+// The packages that use it are direct children of the module's directory.
+package service
+
+import (
+	"bufio"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// timeout bounds the start and the shutdown, which may take 10 s to finish requests in flight.
+const timeout = 20 * time.Second
+
+// build builds the program once per test binary and returns its path. The program lies next to the
+// test binary, in a directory that go test removes.
+var build = sync.OnceValues(func() (string, error) {
+	test, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(filepath.Dir(test), "jwt-auth-api")
+	if out, err := exec.Command("go", "build", "-C", "../..", "-o", path, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+// Start runs the program until the test ends and returns its base URL. The program listens on a free
+// port of 127.0.0.1 and has a random secret, an empty working directory and no other environment.
+// Settings in env (NAME=value) override these; APP_LOG must stay text, since the log names the port.
+// The log becomes part of the test's output.
+//
+// The test fails if the program does not start to listen, or does not exit with 0 after SIGTERM.
+func Start(tb testing.TB, env ...string) string {
+	tb.Helper()
+	path, err := build()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cmd := exec.Command(path)
+	cmd.Dir = tb.TempDir()
+	cmd.Env = append([]string{"APP_ADDR=127.0.0.1:0", "APP_JWT_SECRET=" + rand.Text() + rand.Text()}, env...)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	log := io.TeeReader(stderr, tb.Output())
+	kill := time.AfterFunc(timeout, func() { cmd.Process.Kill() })
+	addr := readAddr(log)
+	kill.Stop()
+	var copied sync.WaitGroup
+	copied.Go(func() { io.Copy(io.Discard, log) })
+	tb.Cleanup(func() {
+		kill.Reset(timeout)
+		cmd.Process.Signal(syscall.SIGTERM)
+		copied.Wait()
+		if err := cmd.Wait(); err != nil {
+			tb.Errorf("service: %v", err)
+		}
+		kill.Stop()
+	})
+	if addr == "" {
+		tb.Fatal("service: did not start to listen")
+	}
+	return "http://" + addr
+}
+
+// readAddr reads the log as far as the line that names the listener's address. It returns "" if the
+// log ends first.
+func readAddr(log io.Reader) string {
+	for lines := bufio.NewScanner(log); lines.Scan(); {
+		if _, addr, ok := strings.Cut(lines.Text(), "msg=listening addr="); ok {
+			return addr
+		}
+	}
+	return ""
+}
