@@ -1,0 +1,48 @@
+"""Uses two OAuth2 clients, which refresh at the URL of the login."""
+
+import os
+
+os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"  # allows HTTP
+
+from authlib.integrations.base_client import OAuthError
+from authlib.integrations.requests_client import OAuth2Session as Authlib
+from oauthlib.oauth2 import InvalidGrantError, LegacyApplicationClient
+from requests_oauthlib import OAuth2Session as RequestsOAuthlib
+
+BASE = os.environ["SERVICE"]
+LOGIN = BASE + "/auth/login"
+ADMIN = {"username": "admin@example.com", "password": "admin-password"}
+WRONG = ADMIN | {"password": "wrong-password"}
+
+
+def check(session, refreshed):
+    """Reads /me, and reads it again after the access token has expired."""
+    assert session.get(BASE + "/me").json()["id"] == "admin-0"
+    assert not refreshed, refreshed
+    login = session.token
+    session.token = dict(login) | {"expires_in": -1, "expires_at": 1}
+    assert session.get(BASE + "/me").json()["id"] == "admin-0"
+    assert len(refreshed) == 1 and refreshed[0]["access_token"] != login["access_token"], refreshed
+
+
+refreshed = []
+session = Authlib("client", token_endpoint=LOGIN, update_token=lambda token, **_: refreshed.append(token))
+session.fetch_token(**ADMIN)
+check(session, refreshed)
+try:
+    session.fetch_token(**WRONG)
+    raise AssertionError("Authlib: got no error")
+except OAuthError as e:
+    assert e.error == "invalid_grant", e
+
+refreshed = []
+session = RequestsOAuthlib(
+    client=LegacyApplicationClient("client"), auto_refresh_url=LOGIN, token_updater=refreshed.append
+)
+session.fetch_token(LOGIN, **ADMIN)
+check(session, refreshed)
+try:
+    session.fetch_token(LOGIN, **WRONG)
+    raise AssertionError("requests-oauthlib: got no error")
+except InvalidGrantError:
+    pass
