@@ -1,10 +1,11 @@
 // Package middleware has the handlers that a request passes on its way to its route, from the
 // outermost to the innermost:
 //
-//	Recover(Log(Limit(mux)))
+//	Recover(Log(CORS(Limit(mux))))
 //
 // Recover is outermost, so that every response and log line has a request id and a panic anywhere
-// becomes a response. Log is outside Limit, so that rejected requests are logged too.
+// becomes a response. Log is outside CORS and Limit, so that rejected requests are logged too. CORS is
+// outside Limit, so that a browser lets its page read why a request was rejected.
 package middleware
 
 import (
@@ -19,6 +20,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -84,12 +86,16 @@ func Recover(next http.Handler, log *slog.Logger, fail Fail) http.Handler {
 func panicError(p any) error { return fmt.Errorf("panic: %v\n%s", p, debug.Stack()) }
 
 // Log logs a line for each request. It must be inside Recover. A request that panics before its
-// response begins has the status 500. client returns the IP address of the client.
-func Log(next http.Handler, log *slog.Logger, client func(*http.Request) netip.Addr) http.Handler {
+// response begins has the status 500. Successful requests of the route quiet are left out. client
+// returns the IP address of the client.
+func Log(next http.Handler, log *slog.Logger, quiet string, client func(*http.Request) netip.Addr) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start, rec := time.Now(), w.(*recorder)
 		defer func() {
 			status := cmp.Or(rec.status, http.StatusInternalServerError)
+			if status < 400 && r.Pattern == quiet {
+				return
+			}
 			log.LogAttrs(r.Context(), Level(status), "request",
 				slog.String("method", knownMethod(r.Method)), slog.String("route", r.Pattern), slog.Int("status", status),
 				slog.Int("bytes", rec.bytes), slog.Duration("duration", time.Since(start)),
@@ -121,9 +127,38 @@ type StatusError int
 
 func (e StatusError) Error() string { return http.StatusText(int(e)) }
 
-// Limit bounds the body of each request to maxBody bytes. It calls fail with an
-// [http.MaxBytesError] for a larger body, and with the [StatusError] 404 for a path that
-// [http.ServeMux] would redirect.
+// CORS lets pages of the origins read responses (Fetch Standard, section 3.2). The origin * stands
+// for all. The handler of OPTIONS completes the response to a preflight request, see [Preflight].
+func CORS(next http.Handler, origins []string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		origin := r.Header.Get("Origin")
+		if origin != "" && (slices.Contains(origins, origin) || slices.Contains(origins, "*")) {
+			h := w.Header()
+			h.Set("Access-Control-Allow-Origin", origin)
+			h.Set("Access-Control-Expose-Headers", "WWW-Authenticate, Retry-After, Link, X-Request-Id")
+			h.Add("Vary", "Origin")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// Preflight responds to r and returns true if r is a preflight request of a listed origin.
+func Preflight(w http.ResponseWriter, r *http.Request, methods string) bool {
+	h := w.Header()
+	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" ||
+		h.Get("Access-Control-Allow-Origin") == "" {
+		return false
+	}
+	h.Set("Access-Control-Allow-Methods", methods)
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
+	h.Set("Access-Control-Max-Age", "7200") // seconds; the most that browsers accept
+	w.WriteHeader(http.StatusNoContent)
+	return true
+}
+
+// Limit bounds the body of each request to maxBody bytes and removes one trailing slash from its
+// path. It calls fail with an [http.MaxBytesError] for a larger body, and with a [StatusError] for a
+// path that [http.ServeMux] would redirect (404) and for a compressed body (415).
 func Limit(next http.Handler, maxBody int64, fail Fail) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// RFC 9112 section 6.1: a request with Transfer-Encoding and Content-Length may hide a second
@@ -132,12 +167,19 @@ func Limit(next http.Handler, maxBody int64, fail Fail) http.Handler {
 			w.Header().Set("Connection", "close")
 		}
 		p := r.URL.EscapedPath()
-		switch {
+		if len(p) > 1 && strings.HasSuffix(p, "/") {
+			p = strings.TrimSuffix(p, "/")
+			r.URL.Path, r.URL.RawPath = strings.TrimSuffix(r.URL.Path, "/"), strings.TrimSuffix(r.URL.RawPath, "/")
+		}
+		switch coding := r.Header.Get("Content-Encoding"); {
 		case r.ContentLength > maxBody:
 			w.Header().Set("Connection", "close") // Otherwise net/http waits for the body.
 			fail(w, r, &http.MaxBytesError{Limit: maxBody})
 		case !strings.HasPrefix(p, "/") || path.Clean(p) != p:
 			fail(w, r, StatusError(http.StatusNotFound))
+		case r.ContentLength != 0 && coding != "" && !strings.EqualFold(coding, "identity"):
+			w.Header().Set("Accept-Encoding", "identity") // RFC 9110 section 12.5.3
+			fail(w, r, StatusError(http.StatusUnsupportedMediaType))
 		default:
 			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 			next.ServeHTTP(w, r)
@@ -145,19 +187,38 @@ func Limit(next http.Handler, maxBody int64, fail Fail) http.Handler {
 	})
 }
 
-// ClientIP returns the IP address of the client: that of the connection or, if that is a trusted
-// proxy, the last one in X-Forwarded-For that is not. A client can forge only those before it.
-func ClientIP(r *http.Request, proxies []netip.Prefix) netip.Addr {
-	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
-	ip := peer.Addr().Unmap().WithZone("")
-	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
-	for _, hop := range slices.Backward(hops) {
-		next, err := netip.ParseAddr(strings.TrimSpace(hop))
-		trusted := slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(ip) })
-		if err != nil || !trusted {
-			break
-		}
-		ip = next.Unmap().WithZone("")
+// ClientIP returns a function that returns the IP address of the client of a request: that of the
+// connection or, if that is a trusted proxy, the last one in X-Forwarded-For that is not. A client can
+// forge only those before it. The function warns once if another peer sends X-Forwarded-For, since
+// all clients of a proxy that is not trusted count as one.
+func ClientIP(trusted []netip.Prefix, log *slog.Logger) func(*http.Request) netip.Addr {
+	isTrusted := func(ip netip.Addr) bool {
+		return slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(ip) })
 	}
-	return ip
+	var warning sync.Once
+	return func(r *http.Request) netip.Addr {
+		peer, _ := netip.ParseAddrPort(r.RemoteAddr)
+		ip := peer.Addr().Unmap().WithZone("")
+		forwarded := r.Header["X-Forwarded-For"]
+		if len(forwarded) > 0 && !isTrusted(ip) {
+			warning.Do(func() { log.Warn("X-Forwarded-For from a peer that is not a trusted proxy", "peer", ip.String()) })
+		}
+		hops := strings.Split(strings.Join(forwarded, ","), ",")
+		for _, hop := range slices.Backward(hops) {
+			next, err := parseHop(strings.TrimSpace(hop))
+			if err != nil || !isTrusted(ip) {
+				break
+			}
+			ip = next.Unmap().WithZone("")
+		}
+		return ip
+	}
+}
+
+// parseHop parses an IP address, with or without a port.
+func parseHop(hop string) (netip.Addr, error) {
+	if withPort, err := netip.ParseAddrPort(hop); err == nil {
+		return withPort.Addr(), nil
+	}
+	return netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(hop, "["), "]"))
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -42,13 +43,6 @@ func play(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// A shortWriter writes at most 3 bytes at once.
-type shortWriter struct{ *httptest.ResponseRecorder }
-
-func (w shortWriter) Write(b []byte) (int, error) {
-	return w.ResponseRecorder.Write(b[:min(3, len(b))])
-}
-
 // request returns the response to a request that passes Recover and Log on its way to play, with what
 // was logged and what it panicked with.
 func request(method, path, commands string) (w *httptest.ResponseRecorder, logged string, panicked any) {
@@ -56,6 +50,7 @@ func request(method, path, commands string) (w *httptest.ResponseRecorder, logge
 	log := slog.New(slog.NewTextHandler(&out, nil))
 	mux := http.NewServeMux()
 	mux.HandleFunc("/p/", play)
+	mux.HandleFunc("/quiet", play)
 	client := func(*http.Request) netip.Addr { return netip.MustParseAddr("192.0.2.1") }
 	fail := func(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("Failure", fmt.Sprintf("reason=%q request_id=%s\n", err, RequestID(r.Context())))
@@ -64,12 +59,12 @@ func request(method, path, commands string) (w *httptest.ResponseRecorder, logge
 	r.URL.RawQuery = commands
 	w = httptest.NewRecorder()
 	defer func() { logged, panicked = out.String(), recover() }()
-	Recover(Log(mux, log, client), log, fail).ServeHTTP(shortWriter{w}, r)
+	Recover(Log(mux, log, "/quiet", client), log, fail).ServeHTTP(w, r)
 	return w, "", nil
 }
 
 func TestRecover(t *testing.T) {
-	stack := regexp.MustCompile(`reason="panic: oops\\ngoroutine .*middleware_test\.go:.*" request_id=(\w+)\n$`)
+	stack := regexp.MustCompile(`^(?:time=\S+)?reason="panic: oops\\ngoroutine .*middleware_test\.go:.*" request_id=(\w+)\n$`)
 	ids := map[string]bool{RequestID(context.Background()): true}
 	for _, row := range []struct {
 		name, commands string
@@ -93,8 +88,8 @@ func TestRecover(t *testing.T) {
 			t.Errorf("%s: got the failure %q, the event %q and the panic %v, want %t, %t and %v",
 				row.name, failure, event, panicked, row.failure, row.event, row.panicked)
 		}
-		m := stack.FindStringSubmatch(failure + event)
-		if (row.failure || row.event) && (m == nil || m[1] != id) || row.event && !strings.Contains(event, ` level=ERROR msg="request failed" `) {
+		event = strings.Replace(event, ` level=ERROR msg="request failed" `, "", 1)
+		if m := stack.FindStringSubmatch(failure + event); failure+event != "" && (m == nil || m[1] != id) {
 			t.Errorf("%s: got %q, want an error with the stack and the id %s", row.name, failure+event, id)
 		}
 	}
@@ -103,27 +98,28 @@ func TestRecover(t *testing.T) {
 func TestLog(t *testing.T) {
 	for _, row := range []struct{ name, method, path, commands, want string }{
 		{"a body", "POST", "/p/1", "ab c", "INFO method=POST route=/p/ status=200 bytes=3 duration=0s"},
-		{"a body that is not written", "GET", "/p/", "abcd", "INFO method=GET route=/p/ status=200 bytes=3 duration=0s"},
 		{"two statuses", "GET", "/p/", "404 503", "INFO method=GET route=/p/ status=404 bytes=0 duration=0s"},
 		{"a status after the body", "GET", "/p/", "a 503", "INFO method=GET route=/p/ status=200 bytes=1 duration=0s"},
 		{"a client's error", "GET", "/p/", "499", "INFO method=GET route=/p/ status=499 bytes=0 duration=0s"},
 		{"an error", "GET", "/p/", "wait 500", "ERROR method=GET route=/p/ status=500 bytes=0 duration=5s"},
 		{"a panic", "GET", "/p/", "panic", "ERROR method=GET route=/p/ status=500 bytes=0 duration=0s"},
 		{"a panic after the status", "GET", "/p/", "201 panic", "INFO method=GET route=/p/ status=201 bytes=0 duration=0s"},
+		{"a success of the quiet route", "GET", "/quiet", "399", ""},
+		{"an error of the quiet route", "GET", "/quiet", "400", "INFO method=GET route=/quiet status=400 bytes=0 duration=0s"},
 		{"another case", "get", "/p/", "a", "INFO method=unknown route=/p/ status=200 bytes=1 duration=0s"},
-		{"another method", "Sup3rS3cret", "/", "", `INFO method=unknown route="" status=404 bytes=3 duration=0s`},
+		{"another method", "Sup3rS3cret", "/", "", `INFO method=unknown route="" status=404 bytes=19 duration=0s`},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w, logged, _ := request(row.method, row.path, row.commands)
 			got := regexp.MustCompile(`^time=\S+ level=(\w+ )msg=request `).ReplaceAllString(logged, "$1")
 			want := row.want + " client=192.0.2.1 request_id=" + w.Header().Get("X-Request-Id") + "\n"
-			if !strings.HasPrefix(got, want) {
+			if !strings.HasPrefix(got, want) && got != row.want {
 				t.Errorf("%s: got %s, want %s", row.name, got, want)
 			}
 		})
 	}
-	if w, _, _ := request("GET", "/p/", "200 flush"); !w.Flushed {
-		t.Error("flush: got no flush of the response, want one")
+	if w, _, _ := request("GET", "/p/", "201 flush"); !w.Flushed || w.Code != 201 {
+		t.Errorf("flush: got %d and flushed: %t, want 201 and true", w.Code, w.Flushed)
 	}
 }
 
@@ -135,45 +131,104 @@ func TestKnownMethod(t *testing.T) {
 	}
 }
 
-func TestLimit(t *testing.T) {
-	const notFound, tooLarge = "404", "&http.MaxBytesError{Limit:4}"
+func TestCORS(t *testing.T) {
+	const a, b = "https://a.example", "https://b.example"
+	exposed := []string{
+		"Access-Control-Expose-Headers: WWW-Authenticate, Retry-After, Link, X-Request-Id", "Vary: Accept, Origin",
+	}
+	allowed := append([]string{"Access-Control-Allow-Origin: " + b}, exposed...)
+	preflight := append([]string{
+		"Access-Control-Allow-Headers: Authorization, Content-Type", "Access-Control-Allow-Methods: GET, PUT",
+		"Access-Control-Allow-Origin: " + b, exposed[0], "Access-Control-Max-Age: 7200",
+	}, exposed[1])
 	for _, row := range []struct {
-		name, path, body string
-		chunked          bool
-		minor            int // of HTTP/1
-		want             string
-		close            bool
+		name, origins, method, origin, requested string
+		status                                   int
+		want                                     []string
 	}{
-		{"the root", "/", "", false, 1, "", false},
-		{"an escaped slash and dots", "/a%2F/%2E%2E", "", false, 1, "", false},
-		{"a slash at the end", "/a/", "", false, 1, notFound, false},
-		{"two slashes", "/a//b", "", false, 1, notFound, false},
-		{"a dot", "/./a", "", false, 1, notFound, false},
-		{"no path", "", "", false, 1, notFound, false},
-		{"no slash in front", "*", "", false, 1, notFound, false},
-		{"the largest body", "/a", "abcd", false, 1, "abcd", false},
-		{"a larger body", "/a", "abcde", false, 1, tooLarge, true},
-		{"a larger body with another path", "/a/", "abcde", false, 1, tooLarge, true},
-		{"the largest body in chunks", "/a", "abcd", true, 1, "abcd", true},
-		{"a larger body in chunks", "/a", "abcde", true, 1, tooLarge, true},
-		{"HTTP/1.0", "/a", "a", false, 0, "a", true},
+		{"no origin", "*", "GET", "", "", 405, nil},
+		{"no listed origin", "", "GET", b, "", 405, nil},
+		{"another origin", a, "GET", b, "", 405, nil},
+		{"a listed origin", a + " " + b, "GET", b, "", 405, allowed},
+		{"every origin", "*", "GET", b, "", 405, allowed},
+		{"a preflight request", b, "OPTIONS", b, "PUT", 204, preflight},
+		{"a preflight request of another origin", a, "OPTIONS", b, "PUT", 405, nil},
+		{"OPTIONS that is no preflight request", b, "OPTIONS", b, "", 405, allowed},
+		{"another method than OPTIONS", b, "POST", b, "PUT", 405, allowed},
 	} {
-		r := httptest.NewRequest("POST", "/", strings.NewReader(row.body))
+		r, w := httptest.NewRequest(row.method, "/", nil), httptest.NewRecorder()
+		r.Header.Set("Origin", row.origin)
+		r.Header.Set("Access-Control-Request-Method", row.requested)
+		w.Header().Set("Vary", "Accept")
+		CORS(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !Preflight(w, r, "GET, PUT") {
+				w.WriteHeader(405)
+				io.WriteString(w, "next")
+			}
+		}), strings.Fields(row.origins)).ServeHTTP(w, r)
+		var got []string
+		for _, name := range slices.Sorted(maps.Keys(w.Header())) {
+			got = append(got, name+": "+strings.Join(w.Header()[name], ", "))
+		}
+		if row.want == nil {
+			row.want = []string{"Vary: Accept"}
+		}
+		if next := w.Body.Len() > 0; w.Code != row.status || next != (row.status == 405) || !slices.Equal(got, row.want) {
+			t.Errorf("%s: got %d and %q, want %d and %q", row.name, w.Code, got, row.status, row.want)
+		}
+	}
+}
+
+func TestLimit(t *testing.T) {
+	const notFound, tooLarge = "404 Not Found", "&http.MaxBytesError{Limit:4} http: request body too large"
+	for _, row := range []struct {
+		name, path, body, coding string
+		framing                  string // chunked, HTTP/1.0, or empty for a Content-Length
+		want                     string
+		header                   string // Connection, and Accept-Encoding
+	}{
+		{"the root", "/", "", "", "", "/ ", ""},
+		{"an escaped slash and dots", "/a%2F/%2E%2E", "", "", "", "/a%2F/%2E%2E ", ""},
+		{"a slash at the end of the root", "//", "", "", "", "/ ", ""},
+		{"a slash at the end", "/a/", "", "", "", "/a ", ""},
+		{"an escaped slash, and a slash at the end", "/a%2Fb/", "", "", "", "/a%2Fb ", ""},
+		{"an escaped slash at the end", "/a%2F", "", "", "", "/a%2F ", ""},
+		{"two slashes at the end", "/a//", "", "", "", notFound, ""},
+		{"only two slashes", "//", "", "", "", "/ ", ""},
+		{"two slashes", "/a//b", "", "", "", notFound, ""},
+		{"a dot", "/./a", "", "", "", notFound, ""},
+		{"no path", "", "", "", "", notFound, ""},
+		{"no slash in front", "*", "", "", "", notFound, ""},
+		{"the largest body", "/a", "abcd", "", "", "/a abcd", ""},
+		{"a larger body", "/a", "abcde", "", "", tooLarge, "close"},
+		{"a larger body with another path", "//a", "abcde", "gzip", "", tooLarge, "close"},
+		{"the largest body in chunks", "/a", "abcd", "", "chunked", "/a abcd", "close"},
+		{"a larger body in chunks", "/a", "abcde", "", "chunked", tooLarge, "close"},
+		{"HTTP/1.0", "/a", "a", "", "HTTP/1.0", "/a a", "close"},
+		{"a compressed body", "/a", "a", "gzip", "", "415 Unsupported Media Type", "identity"},
+		{"a compressed body with another path", "//a", "a", "gzip", "", notFound, ""},
+		{"a body that is not compressed", "/a", "a", "Identity", "", "/a a", ""},
+	} {
+		r, w := httptest.NewRequest("POST", "/", strings.NewReader(row.body)), httptest.NewRecorder()
+		r.Header.Set("Content-Encoding", row.coding)
 		r.URL.Path, r.URL.RawPath = strings.NewReplacer("%2F", "/", "%2E", ".").Replace(row.path), row.path
-		if r.ProtoMinor = row.minor; row.chunked {
+		switch row.framing {
+		case "chunked":
 			r.ContentLength, r.TransferEncoding = -1, []string{"chunked"}
+		case "HTTP/1.0":
+			r.ProtoMinor = 0
 		}
 		got := ""
-		fail := func(_ http.ResponseWriter, _ *http.Request, err error) { got = fmt.Sprintf("%#v", err) }
-		w := httptest.NewRecorder()
+		fail := func(_ http.ResponseWriter, _ *http.Request, err error) { got = fmt.Sprintf("%#v %v", err, err) }
 		Limit(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)
-			if got = string(body); err != nil {
+			if got = r.URL.EscapedPath() + " " + string(body); err != nil {
 				fail(w, r, err)
 			}
 		}), 4, fail).ServeHTTP(w, r)
-		if connection := w.Header().Get("Connection"); got != row.want || (connection == "close") != row.close {
-			t.Errorf("%s: got %s and Connection: %q, want %s and close: %t", row.name, got, connection, row.want, row.close)
+		header := w.Header().Get("Connection") + w.Header().Get("Accept-Encoding")
+		if got != row.want || header != row.header {
+			t.Errorf("%s: got %s and %q, want %s and %q", row.name, got, header, row.want, row.header)
 		}
 	}
 }
@@ -183,6 +238,7 @@ func TestClientIP(t *testing.T) {
 		Name               string
 		Proxies, Forwarded []string
 		Peer, Want         string
+		Warnings           int
 	}
 	text, err := os.ReadFile("testdata/client_ip.json")
 	if err == nil {
@@ -196,16 +252,20 @@ func TestClientIP(t *testing.T) {
 		for _, proxy := range row.Proxies {
 			proxies = append(proxies, netip.MustParsePrefix(proxy))
 		}
+		var log bytes.Buffer
+		clientIP := ClientIP(proxies, slog.New(slog.NewTextHandler(&log, nil)))
 		r := &http.Request{RemoteAddr: row.Peer, Header: http.Header{"X-Forwarded-For": row.Forwarded}}
-		if got := ClientIP(r, proxies).String(); got != row.Want {
-			t.Errorf("%s: got %s, want %s", row.Name, got, row.Want)
+		got := clientIP(r).String()
+		again, warnings := clientIP(r).String(), strings.Count(log.String(), "level=WARN")
+		if got != row.Want || again != got || warnings != row.Warnings {
+			t.Errorf("%s: got %s, %s and the log %s, want %s and %d lines", row.Name, got, again, &log, row.Want, row.Warnings)
 		}
 	}
 }
 
 // FuzzClientIP compares ClientIP with a function that reads X-Forwarded-For from its other end.
 func FuzzClientIP(f *testing.F) {
-	for _, header := range []string{"192.0.2.1", "x, 192.0.2.1", "192.0.2.1, 10.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0", ",,"} {
+	for _, header := range []string{"x, 192.0.2.1", "192.0.2.1, 10.0.0.1", "::ffff:10.0.0.1", "fe80::1%eth0", "[::1]:80"} {
 		f.Add(header, "10.0.0.9:1")
 	}
 	f.Add("192.0.2.1", "192.0.2.9:1")
@@ -218,7 +278,7 @@ func FuzzClientIP(f *testing.F) {
 		peer := addrPort.Addr().Unmap().WithZone("")
 		var want netip.Addr // the client if all later hops are trusted; the zero Addr if it is the next hop
 		for hop := range strings.SplitSeq(header, ",") {
-			ip, _ := netip.ParseAddr(strings.TrimSpace(hop))
+			ip, _ := parseHop(strings.TrimSpace(hop))
 			if ip = ip.Unmap().WithZone(""); !want.IsValid() || !trusted(ip) {
 				want = ip
 			}
@@ -227,7 +287,7 @@ func FuzzClientIP(f *testing.F) {
 			want = peer
 		}
 		r := &http.Request{RemoteAddr: remote, Header: http.Header{"X-Forwarded-For": {header}}}
-		if got := ClientIP(r, proxies); got != want {
+		if got := ClientIP(proxies, slog.New(slog.DiscardHandler))(r); got != want {
 			t.Errorf("%q from %q: got %v, want %v", header, remote, got, want)
 		}
 	})
