@@ -52,7 +52,9 @@ func (w *Writer) flush() {
 	lines, dropped := w.pending, w.dropped
 	w.pending, w.dropped = nil, 0
 	w.mu.Unlock()
-	w.w.Write(lines)
+	if len(lines) > 0 {
+		w.w.Write(lines)
+	}
 	if dropped > 0 {
 		w.onDrop(dropped)
 	}
