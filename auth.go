@@ -246,6 +246,7 @@ type tokenPair struct {
 	RefreshToken string `json:"refresh_token"`
 	TokenType    string `json:"token_type"`
 	ExpiresIn    int64  `json:"expires_in"` // lifetime of the access token, in seconds
+	Scope        string `json:"scope,omitempty"`
 }
 
 func (t *tokens) issuePair(u user) tokenPair {

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"jwt-auth-api/internal/email"
+	"jwt-auth-api/internal/input"
 	"jwt-auth-api/internal/logwriter"
 	"jwt-auth-api/internal/throttle"
 )
@@ -41,6 +42,7 @@ import (
 
 const (
 	partsSecret = "the secret of the unit tests, and of nothing else"
+	oldSecret   = "last year's secret, whose tokens are still valid"
 	plainHeader = `{"alg":"HS256","typ":"JWT"}`
 	plainClaims = `{"sub":"u1","scopes":["me"],"type":"access","jti":"j1","iat":1000,"nbf":1001.5,"exp":2000,` +
 		`"iss":"jwt-auth-api"}`
@@ -185,11 +187,11 @@ func TestTokensOfTheOriginal(t *testing.T) {
 		equal(t, token.Type, newHMACKey([]byte(file.Secret)).sign(c.appendJSON(nil)), token.Token)
 		iat, exp := time.Unix(int64(c.issuedAt), 0), time.Unix(int64(c.expiry), 0)
 		for now, want := range map[time.Time]string{
-			iat.Add(-time.Millisecond): "iat: token issued in the future",
-			iat:                        "accepted",
-			exp.Add(-time.Millisecond): "accepted",
-			exp:                        "exp: token expired, or without exp",
-			exp.AddDate(1, 0, 0):       "exp: token expired, or without exp",
+			iat.Add(-60_001 * time.Millisecond): "iat: token issued in the future",
+			iat.Add(-60 * time.Second):          "accepted",
+			exp.Add(-time.Millisecond):          "accepted",
+			exp:                                 "exp: token expired, or without exp",
+			exp.AddDate(1, 0, 0):                "exp: token expired, or without exp",
 		} {
 			_, err := tokensAt(now, file.Secret).verify(token.Token, token.Type)
 			equal(t, fmt.Sprint(token.Type, " token after ", now.Sub(iat)), errText(err), want)
@@ -287,16 +289,15 @@ func TestSign(t *testing.T) {
 
 // TestPreviousKeys rotates a key: the old one verifies and never signs.
 func TestPreviousKeys(t *testing.T) {
-	const old = "last year's secret, whose tokens are still valid"
-	tokens := tokensAt(time.Unix(1500, 0), partsSecret, old)
+	tokens := tokensAt(time.Unix(1500, 0), partsSecret, oldSecret)
 	good, none, past := b64(plainHeader)+"."+b64(plainClaims), b64(`{"alg":"none"}`)+".e30", b64(plainHeader)+".e30"
 	for token, want := range map[string]string{
-		signed(partsSecret, good): "accepted",
-		signed(old, good):         "accepted",
-		signed("x"+old, good):     "invalid signature",
-		signed(partsSecret, none): "header: alg: must be HS256",
-		signed(old, none):         "header: alg: must be HS256",
-		signed(old, past):         "exp: token expired, or without exp",
+		signed(partsSecret, good):   "accepted",
+		signed(oldSecret, good):     "accepted",
+		signed("x"+oldSecret, good): "invalid signature",
+		signed(partsSecret, none):   "header: alg: must be HS256",
+		signed(oldSecret, none):     "header: alg: must be HS256",
+		signed(oldSecret, past):     "exp: token expired, or without exp",
 	} {
 		_, err := tokens.verify(token, accessToken)
 		equal(t, token, errText(err), want)
@@ -528,8 +529,7 @@ func TestAcquire(t *testing.T) {
 	p := newPasswords(cheap, 1)
 	p.queued.Store(64) // A free slot needs no queue.
 	_, err := p.acquire(t.Context())
-	equal(t, "a free slot", err, nil)
-	equal(t, "a free slot, slots taken", len(p.slots), 1)
+	equal(t, "a free slot, and slots taken", fmt.Sprint(err, len(p.slots)), "<nil> 1")
 }
 
 func partsConfig() config {
@@ -689,6 +689,28 @@ func withTokens(s *server, text string) string {
 	})
 }
 
+func TestOAuthCode(t *testing.T) {
+	missing, mismatch := input.Fault{Type: "missing"}, input.Fault{Type: "string_pattern_mismatch"}
+	for _, row := range []struct {
+		status int
+		detail any
+		want   string
+	}{
+		{400, "There was an error parsing the body", "invalid_request"},
+		{401, "incorrect email or password", "invalid_grant"},
+		{403, "account disabled", "invalid_grant"},
+		{413, "Content Too Large", "invalid_request"},
+		{422, input.Faults{missing}, "invalid_request"},
+		{422, input.Faults{missing, mismatch}, "unsupported_grant_type"},
+		{429, "too many attempts", "temporarily_unavailable"},
+		{499, "", "invalid_request"},
+		{500, "Internal Server Error", "temporarily_unavailable"},
+	} {
+		got := oauthCode(response{status: row.status, detail: row.detail})
+		equal(t, fmt.Sprint(row.status, " ", row.detail), got, row.want)
+	}
+}
+
 func TestCheckRefresh(t *testing.T) {
 	s := partsServer(t)
 	checkRows(t, "refresh.json", func(input string) error {
@@ -839,13 +861,13 @@ func configText(cfg config) []string {
 		"secret=" + cfg.jwtSecret.reveal(), fmt.Sprint("previous=", previous), "algorithm=" + cfg.algorithm,
 		"issuer=" + cfg.issuer, fmt.Sprint("access=", cfg.accessMinutes), fmt.Sprint("refresh=", cfg.refreshDays),
 		"addr=" + cfg.addr, "admin=" + cfg.adminEmail, "password=" + cfg.adminPassword.reveal(),
-		fmt.Sprint("argon2=", cfg.argon2), fmt.Sprint("throttle=", cfg.throttle),
+		fmt.Sprint("argon2=", cfg.argon2), fmt.Sprint("origins=", cfg.origins), fmt.Sprint("throttle=", cfg.throttle),
 		fmt.Sprint("proxies=", cfg.trustedProxies), fmt.Sprint("docs=", cfg.docs), "log=" + cfg.logFormat,
 	}
 }
 
 const defaults = "secret=" + partsSecret + "|previous=[]|algorithm=HS256|issuer=jwt-auth-api|access=15|refresh=7|" +
-	"addr=127.0.0.1:8000|admin=admin@example.com|password=admin-password|argon2=m=65536,t=3,p=4|throttle=true|" +
+	"addr=127.0.0.1:8000|admin=admin@example.com|password=admin-password|argon2=m=65536,t=3,p=4|origins=[]|throttle=true|" +
 	"proxies=[]|docs=true|log=text"
 
 // loadText loads a config from lines of NAME=value, after a valid secret, and returns the warnings and
@@ -891,9 +913,8 @@ func TestHashesAtOnce(t *testing.T) {
 		limit        int64
 		want         string
 	}{
-		{1, 4, hash, "1"}, {4, 4, hash, "1"}, {7, 4, hash, "1"}, {8, 4, 2 * hash, "2"}, {8, 1, 8 * hash, "8"},
-		{8, 16, hash, "1"},
-		{1, 4, hash - 1, "needs 57 MiB, and 56 are available"}, {2, 1, 2*hash - 1, "needs 114 MiB, and 113 are available"},
+		{1, 4, hash, "1"}, {7, 4, 9 * hash, "1"}, {8, 4, 9 * hash, "2"}, {8, 1, 8 * hash, "8"}, {8, 1, 8*hash - 1, "7"},
+		{8, 1, hash, "1"}, {8, 16, 9 * hash, "1"}, {8, 1, hash - 1, "needs 57 MiB, and 56 are available"},
 	} {
 		runtime.GOMAXPROCS(row.cores)
 		debug.SetMemoryLimit(row.limit)
@@ -903,6 +924,7 @@ func TestHashesAtOnce(t *testing.T) {
 			got = strconv.Itoa(cfg.hashes)
 		}
 		equal(t, fmt.Sprintf("%d cores, %d lanes, %d bytes", row.cores, row.lanes, row.limit), got, row.want)
+		equal(t, "cores afterwards", runtime.GOMAXPROCS(0), row.cores)
 	}
 }
 
@@ -935,28 +957,28 @@ func TestEnvExample(t *testing.T) {
 
 // TestNewServer compares servers of two configs, and one with another secret.
 func TestNewServer(t *testing.T) {
-	const old = "last year's secret, whose tokens are still valid"
-	proxies := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
-	cfg := config{jwtSecret: newSecret(partsSecret), previousSecrets: []secret{newSecret(old)}, issuer: "x",
-		accessMinutes: 1, refreshDays: 1, argon2: owaspMinimum, hashes: 3, trustedProxies: proxies, docs: true}
+	cfg := config{jwtSecret: newSecret(partsSecret), previousSecrets: []secret{newSecret(oldSecret)}, issuer: "x",
+		accessMinutes: 1, refreshDays: 1, argon2: owaspMinimum, hashes: 3, docs: true, origins: []string{"*"},
+		trustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
 	s, other := partsServer(t), serverOf(t, cfg)
+	r := &http.Request{RemoteAddr: "10.0.0.1:80", Header: http.Header{"X-Forwarded-For": {"192.0.2.1"}}}
 	text := func(s *server) string {
 		u, err := s.users.byID(t.Context(), "admin-0")
 		return fmt.Sprint([]any{u.email, u.name, u.scopes, err, s.passwords.verify("admin-password", u.hash),
-			s.throttle != nil, s.docs, s.proxies, cap(s.passwords.slots), s.passwords.params, s.tokens.issuer,
-			s.tokens.accessTTL, s.tokens.refreshTTL, s.tokens.now().Unix()})
+			s.throttle != nil, s.docs, s.clientIP(r), s.origins, cap(s.passwords.slots), s.passwords.params,
+			s.tokens.issuer, s.tokens.accessTTL, s.tokens.refreshTTL})
 	}
 	for want, s := range map[string]*server{
-		"[admin@example.com Admin [me admin] <nil> <nil> true false [] 1 m=8,t=1,p=1 jwt-auth-api 15m0s 168h0m0s 1500]": s,
+		"[admin@example.com Admin [me admin] <nil> <nil> true false 10.0.0.1 [] 1 m=8,t=1,p=1 jwt-auth-api 15m0s 168h0m0s]": s,
 		"[  [] unknown user password hash: must be argon2id, version 19 " +
-			"false true [10.0.0.0/8] 3 m=19456,t=2,p=1 x 1m0s 24h0m0s 1500]": other,
+			"false true 192.0.2.1 [*] 3 m=19456,t=2,p=1 x 1m0s 24h0m0s]": other,
 	} {
 		equal(t, "server", text(s), want)
 	}
 	_, err := other.tokens.keys[0].open(forge(plainHeader, ""))
-	_, err2 := other.tokens.keys[1].open(signed(old, b64(plainHeader)+"."))
+	_, err2 := other.tokens.keys[1].open(signed(oldSecret, b64(plainHeader)+"."))
 	equal(t, "keys", fmt.Sprint(err, err2, len(other.tokens.keys)), "<nil> <nil> 2")
-	cfg.jwtSecret = newSecret(old)
+	cfg.jwtSecret = newSecret(oldSecret)
 	key, sameSecret, otherSecret := s.logKey.reveal(), other.logKey.reveal(), serverOf(t, cfg).logKey.reveal()
 	if len(key) != 32 || key != sameSecret || key == otherSecret {
 		t.Errorf("log key: got %x, %x and %x, want 32 bytes that depend only on the secret", key, sameSecret, otherSecret)

@@ -55,7 +55,7 @@ type liveServer struct {
 	transport        http.Transport
 
 	mu   sync.Mutex      // protects the fields below
-	ids  map[string]bool // X-Request-Id of each response
+	ids  map[string]bool // whether the log has a line, by X-Request-Id
 	sent map[string]bool // passwords
 }
 
@@ -64,7 +64,7 @@ type liveServer struct {
 func newLiveServer(t testing.TB, settings ...string) *liveServer {
 	t.Helper()
 	cfg, warnings, err := loadConfig(append([]string{"APP_JWT_SECRET=" + liveSecret}, settings...))
-	if err != nil || warnings != nil {
+	if err != nil || len(warnings) > 1 { // liveSecret is the documented one.
 		t.Fatal(err, warnings)
 	}
 	cfg.argon2 = argon2Params{memory: 64, time: 1, threads: 1}
@@ -163,18 +163,18 @@ func (s *liveServer) Send(t testing.TB, request string, header []string, body st
 		s.sent[m[1]] = true
 	}
 	id, nosniff := resp.Header.Get("X-Request-Id"), resp.Header["X-Content-Type-Options"]
-	if id == "" || s.ids[id] || !slices.Equal(nosniff, []string{"nosniff"}) {
+	if _, seen := s.ids[id]; seen || id == "" || !slices.Equal(nosniff, []string{"nosniff"}) {
 		t.Errorf("%s: got X-Request-Id: %q and X-Content-Type-Options: %q, want a new id and nosniff", request, id, nosniff)
 	}
-	s.ids[id] = true
+	s.ids[id] = got.Status >= 400 || strings.Trim(path, "/") != "healthz" // Successful health checks are not logged.
 	return got
 }
 
 // logLine matches a line of a log, its message and its request id.
 var logLine = map[string]*regexp.Regexp{
-	"text": regexp.MustCompile(`^time=\S+ level=(?:INFO|WARN|ERROR) msg=(\w+|"[\w ;:]+")` +
+	"text": regexp.MustCompile(`^time=\S+ level=(?:INFO|WARN|ERROR) msg=(\w+|"[^"\\]+")` +
 		`(?: [a-z_]+=(?:[^\s"=]*|"(?:[^"\\]|\\.)*"))*?(?: request_id=(\w+))?\n$`),
-	"json": regexp.MustCompile(`^{"time":"[^"]+","level":"(?:INFO|WARN|ERROR)","msg":("[\w ;:]+")` +
+	"json": regexp.MustCompile(`^{"time":"[^"]+","level":"(?:INFO|WARN|ERROR)","msg":("[^"\\]+")` +
 		`(?:,"[a-z_]+":(?:\d+|"(?:[^"\\]|\\.)*"))*?(?:,"request_id":"(\w+)")?}\n$`),
 }
 
@@ -195,9 +195,9 @@ func (s *liveServer) checkLog(t testing.TB) {
 				requests[m[2]]++
 			}
 		}
-		for id := range s.ids {
-			if requests[id] != 1 {
-				t.Errorf("%s log: got %d lines of the request %s, want 1", format, requests[id], id)
+		for id, logged := range s.ids {
+			if (requests[id] == 1) != logged {
+				t.Errorf("%s log: got %d lines of the request %s, want one: %t", format, requests[id], id, logged)
 			}
 		}
 	}
@@ -478,10 +478,10 @@ const (
 	healthy  = `200 {"status":"ok"}`
 	missing  = `422 {"detail":[{"type":"missing",`
 	notFound = `404 {"detail":"Not Found"}`
-	tooLarge = `413 {"detail":"Content Too Large"}`
-	late     = `408 {"detail":"Request Timeout"}`
-	broken   = `400 {"detail":"There was an error parsing the body"}`
-	busy     = `503 {"detail":"busy, try again"}`
+	tooLarge = `413 {"detail":"Content Too Large"`
+	late     = `408 {"detail":"Request Timeout"`
+	broken   = `400 {"detail":"There was an error parsing the body"`
+	busy     = `503 {"detail":"busy, try again"`
 
 	loginBody    = `{"username":"admin@example.com","password":"admin-password"}`
 	registerBody = `{"email":"new@example.com","password":"secret123","name":"N"}`
@@ -510,7 +510,7 @@ func TestStalledClients(t *testing.T) {
 		{"stalls in a body for an unknown path", post("/nope", length(20), "{"), notFound, false, 10, 10},
 		{"stalls before a body that is too large", post("/auth/refresh", length(16<<10+1), ""), tooLarge, false, 0, 10},
 		{"waits for 100 Continue", post("/nope", length(16<<10+1)+expects, ""), tooLarge, false, 0, 10},
-		{"sends no second request", getHealth, healthy, false, 0, 60},
+		{"sends no second request", getHealth, healthy, false, 0, 120},
 	}
 	synctest.Test(t, func(t *testing.T) {
 		_, listener := serveInMemory(t)
@@ -540,7 +540,7 @@ func TestStalledClients(t *testing.T) {
 				}
 			}()
 		}
-		<-time.After(2 * time.Minute)
+		<-time.After(3 * time.Minute)
 	})
 }
 
@@ -608,8 +608,9 @@ func TestBusy(t *testing.T) {
 			wg.Go(func() {
 				go io.WriteString(conn, request)
 				got, header := readResponse(bufio.NewReader(conn))
-				if wait := header.Get("Retry-After"); got != busy || wait != "1" || time.Since(start) != 5*time.Second {
-					t.Errorf("got %s and Retry-After: %s after %v, want %s and 1 after 5s", got, wait, time.Since(start), busy)
+				wait, took := header.Get("Retry-After"), time.Since(start)
+				if !strings.HasPrefix(got, busy) || wait != "1" || took != 5*time.Second {
+					t.Errorf("got %s and Retry-After: %s after %v, want %s and 1 after 5s", got, wait, took, busy)
 				}
 			})
 		}
@@ -799,7 +800,7 @@ func TestShutdown(t *testing.T) {
 // The next request gets its response.
 func TestFaults(t *testing.T) {
 	const (
-		failed = `500 {"detail":"Internal Server Error"}`
+		failed = `500 {"detail":"Internal Server Error"`
 		login  = "INFO login failed email_hash=<hash> reason="
 		bearer = "Authorization: Bearer TOKEN\r\n"
 		hash   = "password hash: must be argon2id, version 19"
@@ -827,13 +828,12 @@ func TestFaults(t *testing.T) {
 			request := strings.Replace(row.request, "TOKEN", s.adminPair(t).AccessToken, 1)
 			row.breaks(s)
 			for _, exchange := range [][2]string{{request, row.want}, {getHealth, healthy}} {
-				if got := ask(listener.dial(t), exchange[0]); got != exchange[1] {
+				if got := ask(listener.dial(t), exchange[0]); !strings.HasPrefix(got, exchange[1]) {
 					t.Errorf("%s: %s: got %s, want %s", row.name, exchange[0], got, exchange[1])
 				}
 			}
-			want := append(row.logged, "INFO request method=GET route=GET /healthz status=200 ")
-			if got := s.logOf(""); !slices.EqualFunc(got, want, strings.HasPrefix) {
-				t.Errorf("%s: got the log %q, want %q", row.name, got, want)
+			if got := s.logOf(""); !slices.EqualFunc(got, row.logged, strings.HasPrefix) {
+				t.Errorf("%s: got the log %q, want %q", row.name, got, row.logged)
 			}
 		})
 	}
@@ -865,7 +865,7 @@ func TestServeFails(t *testing.T) {
 	}
 }
 
-var runEnviron = []string{"APP_JWT_SECRET=" + liveSecret, "APP_ADMIN_EMAIL=", "APP_ADDR=127.0.0.1:0"}
+var runEnviron = []string{"APP_JWT_SECRET=" + partsSecret, "APP_ADMIN_EMAIL=", "APP_ADDR=127.0.0.1:0"}
 
 // TestRun runs the service with a context that is done.
 func TestRun(t *testing.T) {
@@ -928,7 +928,8 @@ func startProgram(t *testing.T, environ ...string) (*exec.Cmd, *bufio.Reader) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Dir, cmd.Env = t.TempDir(), append(environ, asProgram+"=1")
+	cmd.Dir = t.TempDir()
+	cmd.Env = append(environ, asProgram+"=1", "GOCOVERDIR="+cmd.Dir)
 	stderr, err := cmd.StderrPipe()
 	if err = errors.Join(err, cmd.Start()); err != nil {
 		t.Fatal(err)
@@ -956,10 +957,11 @@ func interrupt(t *testing.T, cmd *exec.Cmd, log *bufio.Reader, signal os.Signal)
 	return conn, reader
 }
 
-// TestSignals ends the program during a request, which gets its response.
+// TestSignals ends the program during a request, which gets its response. The program has memory for
+// fewer hashes than cores.
 func TestSignals(t *testing.T) {
 	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
-		cmd, log := startProgram(t, runEnviron...)
+		cmd, log := startProgram(t, append(runEnviron, "GOMAXPROCS=8", "GOMEMLIMIT=256MiB")...)
 		conn, reader := interrupt(t, cmd, log, signal)
 		io.WriteString(conn, "{}")
 		got, _ := readResponse(reader)

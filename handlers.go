@@ -28,10 +28,11 @@ import (
 // A server is what the handlers share.
 type server struct {
 	auth
-	proxies []netip.Prefix // trusted to set X-Forwarded-For
-	log     *slog.Logger
-	logKey  secret // of the hashes of emails in the log
-	docs    bool   // whether /docs and /openapi.json are served
+	clientIP func(*http.Request) netip.Addr
+	origins  []string // of pages that may read responses
+	log      *slog.Logger
+	logKey   secret // of the hashes of emails in the log
+	docs     bool   // whether /docs and /openapi.json are served
 }
 
 // A handlerFunc responds to a request, or returns the error that fail responds with.
@@ -48,8 +49,8 @@ func (s *server) routes() []route {
 	type m = map[string]handlerFunc
 	return []route{
 		{"/auth/register", m{"POST": s.register}},
-		{"/auth/login", m{"POST": s.login}},
-		{"/auth/refresh", m{"POST": s.refresh}},
+		{"/auth/login", m{"POST": oauth(s.login)}},
+		{"/auth/refresh", m{"POST": oauth(s.refresh)}},
 		{"/me", m{"GET": s.requireUser(s.me)}},
 		{"/admin/users", m{"GET": s.requireScope("admin", s.listUsers)}},
 		{"/healthz", m{"GET": s.health}},
@@ -85,11 +86,11 @@ func (s *server) handler() http.Handler {
 	mux.Handle("/", s.handle(func(http.ResponseWriter, *http.Request) error {
 		return middleware.StatusError(http.StatusNotFound)
 	}))
-	limited := middleware.Limit(mux, maxBody, s.fail)
-	return middleware.Recover(middleware.Log(limited, s.log, s.clientIP), s.log, s.fail)
+	h := middleware.Limit(mux, maxBody, s.fail)
+	h = middleware.CORS(h, s.origins)
+	h = middleware.Log(h, s.log, "GET /healthz", s.clientIP)
+	return middleware.Recover(h, s.log, s.fail)
 }
-
-func (s *server) clientIP(r *http.Request) netip.Addr { return middleware.ClientIP(r, s.proxies) }
 
 // Lengths in code points.
 const (
@@ -164,7 +165,18 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	s.event(r.Context(), "login", "user", u.id)
-	return writeJSON(w, http.StatusOK, s.tokens.issuePair(u))
+	return writeJSON(w, http.StatusOK, s.pair(u, in))
+}
+
+// pair returns a token pair, with the scopes if the client asked for others (RFC 6749 section 5.1).
+func (s *server) pair(u user, in *input.Input) tokenPair {
+	pair := s.tokens.issuePair(u)
+	requested := strings.Fields(in.Optional("scope"))
+	slices.Sort(requested)
+	if len(requested) > 0 && !slices.Equal(slices.Compact(requested), slices.Sorted(slices.Values(u.scopes))) {
+		pair.Scope = strings.Join(u.scopes, " ")
+	}
+	return pair
 }
 
 // emailHash returns a keyed hash of an email for the log. The email of a failed login is not logged
@@ -199,7 +211,7 @@ func (s *server) exchange(w http.ResponseWriter, r *http.Request, in *input.Inpu
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, s.tokens.issuePair(u))
+	return writeJSON(w, http.StatusOK, s.pair(u, in))
 }
 
 // A userView is a user as clients see it.
@@ -293,9 +305,14 @@ func page(name, contentType string) handlerFunc {
 	}
 }
 
+// methodNotAllowed returns the handler of a path for all other methods.
 func methodNotAllowed(allowed []string) handlerFunc {
+	methods := strings.Join(allowed, ", ")
 	return func(w http.ResponseWriter, r *http.Request) error {
-		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		if middleware.Preflight(w, r, methods) {
+			return nil
+		}
+		w.Header().Set("Allow", methods)
 		return middleware.StatusError(http.StatusMethodNotAllowed)
 	}
 }
@@ -370,7 +387,42 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if resp.status == http.StatusTooManyRequests || resp.status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", strconv.Itoa(int((resp.retryAfter+time.Second-1)/time.Second)))
 	}
-	writeJSON(w, resp.status, map[string]any{"detail": resp.detail})
+	body := map[string]any{"detail": resp.detail}
+	if _, ok := errors.AsType[oauthError](err); ok {
+		body["error"] = oauthCode(resp)
+	}
+	writeJSON(w, resp.status, body)
+}
+
+// An oauthError is an error of a token endpoint.
+type oauthError struct{ error }
+
+func (e oauthError) Unwrap() error { return e.error }
+
+// oauth wraps next so that its errors have a code that OAuth2 clients know.
+func oauth(next handlerFunc) handlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if err := next(w, r); err != nil {
+			return oauthError{err}
+		}
+		return nil
+	}
+}
+
+// oauthCode returns the error code of RFC 6749 section 5.2 or, for errors that clients should retry,
+// section 4.1.2.1.
+func oauthCode(resp response) string {
+	faults, _ := resp.detail.(input.Faults)
+	isGrantType := func(f input.Fault) bool { return f.Type == "string_pattern_mismatch" } // the only field with a pattern
+	switch {
+	case resp.status == http.StatusUnauthorized, resp.status == http.StatusForbidden:
+		return "invalid_grant"
+	case resp.status == http.StatusTooManyRequests, resp.status >= 500:
+		return "temporarily_unavailable"
+	case slices.ContainsFunc(faults, isGrantType):
+		return "unsupported_grant_type"
+	}
+	return "invalid_request"
 }
 
 // handle returns a handler that responds with the error of h.

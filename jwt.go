@@ -28,6 +28,7 @@ const (
 
 	encodedMACLen = 43   // bytes; 32 bytes in base64url without padding
 	maxTokenLen   = 4096 // bytes; bounds what is hashed
+	leeway        = 60   // seconds; how far clocks of several machines may differ
 )
 
 var (
@@ -136,7 +137,7 @@ func checkHeader(header string) error {
 			alg, err = v.Str()
 		case "typ":
 			// Another type of token under the same key is not accepted (RFC 8725 section 3.11).
-			if v.Kind != strictjson.String || v.Text != "JWT" {
+			if v.Kind != strictjson.String || !strings.EqualFold(v.Text, "JWT") {
 				err = errors.New("must be JWT")
 			}
 		case "kid":
@@ -225,9 +226,9 @@ func (c *claims) validate(now time.Time, issuer, typ string) error {
 	switch {
 	case c.expiry <= at: // RFC 7519 section 4.1.4; a missing exp is 0
 		return errors.New("exp: token expired, or without exp")
-	case c.notBefore > at: // RFC 7519 section 4.1.5
+	case c.notBefore > at+leeway: // RFC 7519 section 4.1.5
 		return errors.New("nbf: token not yet valid")
-	case c.issuedAt > at:
+	case c.issuedAt > at+leeway:
 		return errors.New("iat: token issued in the future")
 	case c.issuer != issuer: // RFC 7519 section 4.1.1
 		return errors.New("iss: wrong issuer")

@@ -13,10 +13,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,6 +27,7 @@ import (
 
 	"jwt-auth-api/internal/email"
 	"jwt-auth-api/internal/logwriter"
+	"jwt-auth-api/internal/middleware"
 	"jwt-auth-api/internal/settings"
 	"jwt-auth-api/internal/throttle"
 )
@@ -98,10 +101,11 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 				now:        now,
 			},
 		},
-		proxies: cfg.trustedProxies,
-		log:     log,
-		logKey:  newSecret(string(logKey)),
-		docs:    cfg.docs,
+		clientIP: middleware.ClientIP(cfg.trustedProxies, log),
+		origins:  cfg.origins,
+		log:      log,
+		logKey:   newSecret(string(logKey)),
+		docs:     cfg.docs,
 	}
 	for _, key := range append([]secret{cfg.jwtSecret}, cfg.previousSecrets...) {
 		s.tokens.keys = append(s.tokens.keys, newHMACKey([]byte(key.reveal())))
@@ -134,7 +138,7 @@ var defaultTimeouts = timeouts{
 	header:   5 * time.Second,
 	request:  10 * time.Second,
 	response: 30 * time.Second,
-	idle:     time.Minute,
+	idle:     2 * time.Minute, // longer than load balancers keep connections
 	shutdown: 10 * time.Second,
 }
 
@@ -184,6 +188,7 @@ type config struct {
 	argon2          argon2Params
 	hashes          int // at once
 	throttle        bool
+	origins         []string // of pages that may read responses
 	trustedProxies  []netip.Prefix
 	docs            bool
 	logFormat       string
@@ -202,6 +207,7 @@ func (cfg *config) settings() []settings.Setting {
 		{Name: "APP_ADMIN_EMAIL", Default: "admin@example.com", Parse: cfg.parseAdminEmail, Empty: true},
 		{Name: "APP_ADMIN_PASSWORD", Default: documentedPassword, Parse: cfg.parseAdminPassword, Secret: true},
 		{Name: "APP_ARGON2", Default: "m=65536,t=3,p=4", Parse: cfg.parseArgon2},
+		{Name: "APP_CORS_ORIGINS", Parse: cfg.parseOrigins},
 		{Name: "APP_THROTTLE", Default: "on", Parse: settings.Switch(&cfg.throttle)},
 		{Name: "APP_TRUSTED_PROXIES", Parse: settings.Networks(&cfg.trustedProxies)},
 		{Name: "APP_DOCS", Default: "on", Parse: settings.Switch(&cfg.docs)},
@@ -212,16 +218,20 @@ func (cfg *config) settings() []settings.Setting {
 // loadConfig loads the settings. The error names every fault, one a line.
 func loadConfig(environ []string) (cfg config, warnings []string, err error) {
 	warnings, err = settings.Load(environ, "APP_", cfg.settings())
-	if err == nil {
-		err = cfg.checkExposure()
+	if err != nil {
+		return cfg, warnings, err
 	}
-	return cfg, warnings, err
+	if cfg.jwtSecret.reveal() == documentedSecret {
+		warnings = append(warnings, "APP_JWT_SECRET is the documented one: everybody can sign tokens with it")
+	}
+	return cfg, warnings, cfg.checkExposure()
 }
 
 const (
 	minSecret          = 32 // bytes; RFC 7518 section 3.2 requires the size of the hash
 	howToMakeSecret    = "generate one with: openssl rand -hex 32"
 	documentedPassword = "admin-password"
+	documentedSecret   = "change-me-to-a-long-random-string-at-least-32-bytes-please"
 )
 
 func (cfg *config) parseJWTSecret(text string) error {
@@ -269,6 +279,18 @@ func (cfg *config) parseAddr(text string) error {
 	return nil
 }
 
+// parseOrigins reads a list of origins as browsers send them (RFC 6454 section 6.2), or *.
+func (cfg *config) parseOrigins(text string) error {
+	for i, item := range settings.List(text) {
+		u, err := url.Parse(item)
+		if item != "*" && (err != nil || u.Host == "" || u.Scheme+"://"+u.Host != item) {
+			return fmt.Errorf("origin %d: must look like https://app.example.com", i+1)
+		}
+		cfg.origins = append(cfg.origins, strings.ToLower(item))
+	}
+	return nil
+}
+
 func (cfg *config) parseAdminEmail(text string) (err error) {
 	if text != "" {
 		cfg.adminEmail, err = email.Parse(text)
@@ -298,11 +320,12 @@ func (cfg *config) parseArgon2(text string) (err error) {
 	if cfg.argon2.memory < owaspMinimum.memory || cfg.argon2.time < owaspMinimum.time {
 		return fmt.Errorf("must be at least %s", owaspMinimum)
 	}
-	cfg.hashes = max(1, runtime.GOMAXPROCS(0)/int(cfg.argon2.threads))
-	need := uint64(cfg.argon2.memory) << 10 * uint64(cfg.hashes) * memoryPerHash
-	if have := availableMemory(); need > have {
-		return fmt.Errorf("needs %d MiB, and %d are available", need>>20, have>>20)
+	perHash := uint64(cfg.argon2.memory) << 10 * memoryPerHash
+	have := availableMemory()
+	if perHash > have {
+		return fmt.Errorf("needs %d MiB, and %d are available", perHash>>20, have>>20)
 	}
+	cfg.hashes = max(1, min(runtime.GOMAXPROCS(0)/int(cfg.argon2.threads), int(have/perHash)))
 	return nil
 }
 
@@ -322,13 +345,23 @@ func availableMemory() uint64 {
 	return have
 }
 
-// checkExposure rejects the documented password of the admin if other machines can connect.
+// checkExposure rejects the documented password and secret if other machines can connect.
 func (cfg *config) checkExposure() error {
 	host, _, _ := net.SplitHostPort(cfg.addr)
 	ip, err := netip.ParseAddr(host)
-	loopback := host == "localhost" || err == nil && ip.IsLoopback()
-	if loopback || cfg.adminEmail == "" || cfg.adminPassword.reveal() != documentedPassword {
+	if host == "localhost" || err == nil && ip.IsLoopback() {
 		return nil
 	}
-	return fmt.Errorf("APP_ADMIN_PASSWORD: set one to listen on %s; the documented one is only for loopback", cfg.addr)
+	var faults []error
+	reject := func(name string, documented bool) {
+		if documented {
+			const msg = "%s: the documented value is only for loopback; set another to listen on %s"
+			faults = append(faults, fmt.Errorf(msg, name, cfg.addr))
+		}
+	}
+	isDocumented := func(s secret) bool { return s.reveal() == documentedSecret }
+	reject("APP_JWT_SECRET", isDocumented(cfg.jwtSecret))
+	reject("APP_JWT_PREVIOUS_SECRETS", slices.ContainsFunc(cfg.previousSecrets, isDocumented))
+	reject("APP_ADMIN_PASSWORD", cfg.adminEmail != "" && cfg.adminPassword.reveal() == documentedPassword)
+	return errors.Join(faults...)
 }

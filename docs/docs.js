@@ -1,7 +1,7 @@
 // The page is built from the API's OpenAPI description. Everything that the service returns becomes a text node and is
 // never parsed as markup, which the page's Content-Security-Policy enforces.
 
-const source = new URL("openapi.json", document.baseURI);
+const source = new URL("/openapi.json", location.origin);
 const byId = (id) => document.getElementById(id);
 let api, scheme;
 let session = null; // token pair and account; kept only in memory, so that a reload discards it
