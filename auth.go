@@ -2,218 +2,63 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/subtle"
-	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/argon2"
 
+	"jwt-auth-api/internal/admission"
 	"jwt-auth-api/internal/email"
+	"jwt-auth-api/internal/phc"
+	"jwt-auth-api/internal/respond"
 	"jwt-auth-api/internal/throttle"
 )
 
-// A secret is a string that is never printed: every verb of fmt, log/slog and encoding/json write
-// ******** instead. It holds a pointer because fmt prints unexported fields without calling their
-// methods.
-type secret struct {
-	value *string
-}
-
-const redacted = "********"
-
-func newSecret(value string) secret { return secret{&value} }
-
-// reveal returns the string.
-func (s secret) reveal() string {
-	if s.value == nil {
-		return ""
-	}
-	return *s.value
-}
-
-func (s secret) Format(f fmt.State, _ rune)   { io.WriteString(f, redacted) }
-func (s secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
-func (s secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
-
-// argon2Params are the cost parameters of a hash (RFC 9106 section 3.1).
-type argon2Params struct {
-	memory  uint32 // m, in KiB
-	time    uint32 // t, in passes
-	threads uint8  // p, in lanes
-}
-
-func (p argon2Params) String() string {
-	return fmt.Sprintf("m=%d,t=%d,p=%d", p.memory, p.time, p.threads)
-}
-
-// Bounds of what is hashed. A stored hash must not choose its cost freely.
-const (
-	maxMemory  = 256 << 10 // KiB
-	maxTime    = 10        // passes
-	maxThreads = 16        // lanes
-
-	minSalt, maxSalt = 8, 64  // bytes
-	minHash, maxHash = 16, 64 // bytes
-
-	saltLen, hashLen = 16, 32 // bytes, of new hashes (RFC 9106 section 4)
-
-	maxPHC = 512 // bytes; new hashes have 97
-)
-
-// parseArgon2Params parses parameters as the PHC string format writes them: m=65536,t=3,p=4. It
-// accepts no other spelling.
-func parseArgon2Params(text string) (argon2Params, error) {
-	var m, t, p uint32
-	fmt.Sscanf(text, "m=%d,t=%d,p=%d", &m, &t, &p) // The comparison below finds errors.
-	params := argon2Params{memory: m, time: t, threads: uint8(min(p, 255))}
-	switch {
-	case params.String() != text:
-		return argon2Params{}, errors.New("must look like m=65536,t=3,p=4")
-	case p < 1 || p > maxThreads:
-		return argon2Params{}, fmt.Errorf("p must be 1 to %d", maxThreads)
-	case t < 1 || t > maxTime:
-		return argon2Params{}, fmt.Errorf("t must be 1 to %d", maxTime)
-	case m < 8*p || m > maxMemory: // RFC 9106 section 3.1: m is at least 8p.
-		return argon2Params{}, fmt.Errorf("m must be %d to %d", 8*p, maxMemory)
-	}
-	return params, nil
-}
-
-// A phc is a parsed hash in the PHC string format: $argon2id$v=19$m=65536,t=3,p=4$salt$hash.
-type phc struct {
-	params argon2Params
-	salt   []byte
-	hash   []byte
-}
-
-const phcPrefix = "$argon2id$v=19$" // version 1.3 of argon2 (RFC 9106 section 3.1)
-
-func (h phc) String() string {
-	b64 := base64.RawStdEncoding
-	return phcPrefix + h.params.String() + "$" + b64.EncodeToString(h.salt) + "$" + b64.EncodeToString(h.hash)
-}
-
-// parsePHC parses an encoded hash and bounds its cost before any memory is allocated: package
-// argon2 panics if t or p is 0, takes p modulo 256, raises m silently, and every password matches
-// an empty hash. An accepted string re-encodes to itself.
-func parsePHC(encoded string) (phc, error) {
-	rest, ok := strings.CutPrefix(encoded, phcPrefix)
-	fields := strings.Split(rest, "$")
-	if !ok || len(encoded) > maxPHC || len(fields) != 3 {
-		return phc{}, errors.New("password hash: must be argon2id, version 19")
-	}
-	params, err := parseArgon2Params(fields[0])
-	if err != nil {
-		return phc{}, fmt.Errorf("password hash: %w", err)
-	}
-	h := phc{params: params}
-	h.salt, _ = base64.RawStdEncoding.DecodeString(fields[1]) // The last case below finds errors.
-	h.hash, _ = base64.RawStdEncoding.DecodeString(fields[2])
-	switch {
-	case len(h.salt) < minSalt || len(h.salt) > maxSalt:
-		return phc{}, fmt.Errorf("password hash: salt must be %d to %d bytes", minSalt, maxSalt)
-	case len(h.hash) < minHash || len(h.hash) > maxHash:
-		return phc{}, fmt.Errorf("password hash: hash must be %d to %d bytes", minHash, maxHash)
-	case h.String() != encoded: // line breaks, which package base64 skips, and stray bits
-		return phc{}, errors.New("password hash: must be canonical base64")
-	}
-	return h, nil
-}
+const saltLen, hashLen = 16, 32 // bytes, of new hashes (RFC 9106 section 4)
 
 // derive computes the hash of password with the parameters and the salt of h. The length is in
 // bytes.
-func (h phc) derive(password string, length int) []byte {
-	return argon2.IDKey([]byte(password), h.salt, h.params.time, h.params.memory, h.params.threads, uint32(length))
+func derive(password string, h phc.Hash, length int) []byte {
+	return argon2.IDKey([]byte(password), h.Salt, h.Time, h.Memory, h.Threads, uint32(length))
 }
 
-const (
-	errMismatch apiError = "wrong password"
-	errBusy     apiError = "busy, try again"
-)
+const errMismatch apiError = "wrong password"
 
-const (
-	maxHashWait  = 5 * time.Second
-	maxHashQueue = 64 // requests per running hash
-)
-
-// passwords hashes and verifies passwords. It bounds how many hashes run at once, since each takes
-// the memory of its parameters and as many cores as it has lanes. Callers of hash and verify call
-// acquire first.
+// passwords hashes and verifies passwords. Each hash takes the memory of its parameters and as many
+// cores as it has lanes, so callers of hash and verify acquire a slot of the queue first.
 type passwords struct {
-	params  argon2Params
-	decoy   secret        // a hash with params that no password matches
-	slots   chan struct{} // holds an element for each running hash
-	queued  atomic.Int64  // requests waiting for a slot
-	maxWait time.Duration
+	*admission.Queue
+	params phc.Params
+	decoy  secret // a hash with params that no password matches
 }
 
 // newPasswords returns passwords that run up to slots hashes at once.
-func newPasswords(params argon2Params, slots int) *passwords {
-	decoy := phc{params, randomBytes(saltLen), randomBytes(hashLen)}
-	return &passwords{
-		params:  params,
-		decoy:   newSecret(decoy.String()),
-		slots:   make(chan struct{}, slots),
-		maxWait: maxHashWait,
-	}
-}
-
-func randomBytes(n int) []byte {
-	b := make([]byte, n)
-	rand.Read(b) // never fails
-	return b
-}
-
-// acquire waits for a slot to hash. The caller calls release after hashing. It returns errBusy if
-// the queue is full, the wait is too long, or ctx is done.
-func (p *passwords) acquire(ctx context.Context) (release func(), err error) {
-	release = func() { <-p.slots }
-	select {
-	case p.slots <- struct{}{}:
-		return release, nil
-	default:
-	}
-	defer p.queued.Add(-1)
-	if p.queued.Add(1) > int64(maxHashQueue*cap(p.slots)) {
-		return nil, errBusy
-	}
-	timeout := time.NewTimer(p.maxWait)
-	defer timeout.Stop()
-	select {
-	case p.slots <- struct{}{}:
-		return release, nil
-	case <-timeout.C:
-	case <-ctx.Done():
-	}
-	return nil, errBusy
+func newPasswords(params phc.Params, slots int) *passwords {
+	decoy := phc.Hash{Params: params, Salt: randomBytes(saltLen), Sum: randomBytes(hashLen)}
+	return &passwords{admission.New(slots), params, newSecret(decoy.String())}
 }
 
 // hash returns the encoded hash of password with a new salt.
 func (p *passwords) hash(password string) secret {
-	h := phc{params: p.params, salt: randomBytes(saltLen)}
-	h.hash = h.derive(password, hashLen)
+	h := phc.Hash{Params: p.params, Salt: randomBytes(saltLen)}
+	h.Sum = derive(password, h, hashLen)
 	return newSecret(h.String())
 }
 
 // verify returns nil if password matches encoded, errMismatch if it does not, or another error if
 // encoded is malformed.
 func (p *passwords) verify(password string, encoded secret) error {
-	h, err := parsePHC(encoded.reveal())
+	h, err := phc.Parse(encoded.reveal())
 	if err != nil {
 		return err
 	}
-	if subtle.ConstantTimeCompare(h.derive(password, len(h.hash)), h.hash) != 1 {
+	if subtle.ConstantTimeCompare(derive(password, h, len(h.Sum)), h.Sum) != 1 {
 		return errMismatch
 	}
 	return nil
@@ -221,15 +66,9 @@ func (p *passwords) verify(password string, encoded secret) error {
 
 // needsRehash reports whether encoded differs in its parameters from a new hash.
 func (p *passwords) needsRehash(encoded secret) bool {
-	h, err := parsePHC(encoded.reveal())
-	return err != nil || h.params != p.params || len(h.salt) != saltLen || len(h.hash) != hashLen
+	h, err := phc.Parse(encoded.reveal())
+	return err != nil || h.Params != p.params || len(h.Salt) != saltLen || len(h.Sum) != hashLen
 }
-
-// Types of tokens, the values of the claim type.
-const (
-	accessToken  = "access"
-	refreshToken = "refresh"
-)
 
 // tokens issues and verifies tokens. It is safe for concurrent use.
 type tokens struct {
@@ -249,26 +88,35 @@ type tokenPair struct {
 	Scope        string `json:"scope,omitempty"`
 }
 
-func (t *tokens) issuePair(u user) tokenPair {
-	return tokenPair{
-		AccessToken:  t.issue(u, accessToken, t.accessTTL),
-		RefreshToken: t.issue(u, refreshToken, t.refreshTTL),
+// issuePair returns the current token pair of a session. It has the scopes if they differ from those
+// that the client asked for (RFC 6749 section 5.1).
+func (t *tokens) issuePair(u user, s session, asked string) tokenPair {
+	pair := tokenPair{
+		AccessToken:  t.issue(u, s, accessToken, t.now().Add(t.accessTTL).Unix()),
+		RefreshToken: t.issue(u, s, refreshToken, s.expires),
 		TokenType:    "bearer",
 		ExpiresIn:    int64(t.accessTTL / time.Second),
 	}
+	scopes := strings.Fields(asked)
+	slices.Sort(scopes)
+	if len(scopes) > 0 && !slices.Equal(slices.Compact(scopes), slices.Sorted(slices.Values(u.scopes))) {
+		pair.Scope = strings.Join(u.scopes, " ")
+	}
+	return pair
 }
 
-// issue returns a signed token of type typ.
-func (t *tokens) issue(u user, typ string, ttl time.Duration) string {
-	now := t.now().Unix()
+// issue returns a signed token of type typ that expires at a time in seconds since the epoch.
+func (t *tokens) issue(u user, s session, typ string, expiry int64) string {
 	c := claims{
 		subject:  u.id,
 		scopes:   u.scopes,
 		typ:      typ,
 		id:       newUUID(),
-		issuedAt: float64(now),
-		expiry:   float64(now + int64(ttl/time.Second)),
+		issuedAt: float64(t.now().Unix()),
+		expiry:   float64(expiry),
 		issuer:   t.issuer,
+		session:  s.id,
+		gen:      s.gen,
 	}
 	var buf [512]byte
 	return t.keys[0].sign(c.appendJSON(buf[:0]))
@@ -293,15 +141,6 @@ func (t *tokens) verify(token, typ string) (claims, error) {
 	return c, c.validate(t.now(), t.issuer, typ)
 }
 
-// newUUID returns a random UUID, version 4 (RFC 9562 section 5.4).
-func newUUID() string {
-	b := randomBytes(16)
-	b[6] = b[6]&0x0f | 0x40
-	b[8] = b[8]&0x3f | 0x80
-	s := hex.EncodeToString(b)
-	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
-}
-
 // auth decides who a caller is: by password at login, by token afterwards.
 type auth struct {
 	users     *users
@@ -311,29 +150,108 @@ type auth struct {
 }
 
 const (
-	errBadCredentials   apiError = "incorrect email or password"
-	errNotAuthenticated apiError = "Not authenticated"
-	errInvalidToken     apiError = "Could not validate credentials"
-	errInvalidRefresh   apiError = "invalid refresh token"
+	errBadCredentials    apiError = "incorrect email or password"
+	errIncorrectPassword apiError = "incorrect password"
+	errDisabled          apiError = "account disabled"
+	errNotAuthenticated  apiError = "Not authenticated"
+	errInvalidToken      apiError = "Could not validate credentials"
+	errInvalidRefresh    apiError = "invalid refresh token"
+	errSessionNotFound   apiError = "session not found"
 )
 
-// A scopeError is the scope that a caller lacks.
-type scopeError string
+// missingScope returns the error of a caller without a scope.
+func missingScope(scope string) apiError { return apiError("Missing required scope: " + scope) }
 
-func (e scopeError) Error() string { return "Missing required scope: " + string(e) }
+// register stores a new user with a password. It looks the email up first, to save the hash if it is
+// taken.
+func (a *auth) register(ctx context.Context, u user, password string) error {
+	if _, err := a.users.byEmail(ctx, u.email); err == nil {
+		return errEmailTaken
+	}
+	hash, err := a.hashPassword(ctx, password)
+	if err != nil {
+		return err
+	}
+	u.hash = hash
+	return a.users.add(ctx, u)
+}
 
-// checkPassword returns the user with this email and password. It returns errBadCredentials if
-// there is none, a *throttle.Error if the client must wait, and errBusy if too many hashes are
+// hashPassword returns the hash of a password. It returns admission.ErrBusy if too many hashes are
 // queued.
+func (a *auth) hashPassword(ctx context.Context, password string) (secret, error) {
+	release, err := a.passwords.Acquire(ctx)
+	if err != nil {
+		return secret{}, err
+	}
+	defer release()
+	return a.passwords.hash(password), nil
+}
+
+// login begins a session of the user with this email and password. It returns the errors of
+// checkPassword, or errDisabled.
+func (a *auth) login(ctx context.Context, client netip.Addr, address, password, userAgent string) (
+	user, session, error) {
+	s := a.newSession(userAgent)
+	find := func() (user, error) { return a.users.byEmail(ctx, address) }
+	u, err := a.checkPassword(ctx, client, email.Key(address), find, password, password, func(u *user) error {
+		if u.disabled {
+			return errDisabled
+		}
+		u.begin(s, s.created)
+		return nil
+	})
+	return u, s, err
+}
+
+// maxUserAgent bounds the User-Agent that a session keeps, in code points.
+const maxUserAgent = 200
+
+// newSession returns a session that begins now.
+func (a *auth) newSession(userAgent string) session {
+	now := a.tokens.now()
+	agent := []rune(strings.ToValidUTF8(userAgent, "\uFFFD"))
+	return session{
+		id:        newUUID(),
+		userAgent: string(agent[:min(len(agent), maxUserAgent)]),
+		created:   now.Unix(),
+		rotated:   now.Unix(),
+		expires:   now.Add(a.tokens.refreshTTL).Unix(),
+	}
+}
+
+// changePassword sets the password of a caller who knows the current one. It ends all sessions but
+// the caller's. It returns the errors of checkPassword, with errIncorrectPassword for
+// errBadCredentials.
+func (a *auth) changePassword(ctx context.Context, client netip.Addr, id identity, current, next string) error {
+	find := func() (user, error) { return a.users.byID(ctx, id.user.id) }
+	_, err := a.checkPassword(ctx, client, email.Key(id.user.email), find, current, next, func(u *user) error {
+		now := a.tokens.now().Unix()
+		if !u.accepts(id.claims, now) {
+			return errInvalidToken
+		}
+		u.end(now, func(s session) bool { return s.id != id.claims.session })
+		u.since = now
+		return nil
+	})
+	if errors.Is(err, errBadCredentials) {
+		return fmt.Errorf("%w: %w", errIncorrectPassword, err)
+	}
+	return err
+}
+
+// checkPassword verifies the password of the user that find returns. If it is right, it calls modify
+// with the record, and stores the record with the hash of next, which may be the same password. It
+// returns errBadCredentials if there is no such user or the password is wrong, a *throttle.Error if
+// the client must wait, and admission.ErrBusy if too many hashes are queued.
 //
 // The throttle is checked before the wait for a slot, and again after it, because earlier requests
 // may have failed meanwhile. So a burst gets no more guesses than hashes run at once.
-func (a *auth) checkPassword(ctx context.Context, client netip.Addr, address, password string) (user, error) {
-	account := email.Key(address)
+func (a *auth) checkPassword(ctx context.Context, client netip.Addr, account string, find func() (user, error),
+	password, next string, modify func(*user) error) (user, error) {
 	if err := a.throttle.Check(account, client); err != nil {
 		return user{}, err
 	}
-	release, err := a.passwords.acquire(ctx)
+	release, err := a.passwords.Acquire(ctx)
 	if err != nil {
 		return user{}, err
 	}
@@ -341,7 +259,10 @@ func (a *auth) checkPassword(ctx context.Context, client netip.Addr, address, pa
 	if err := a.throttle.Check(account, client); err != nil {
 		return user{}, err
 	}
-	u, err := a.verifyPassword(ctx, address, password)
+	u, err := a.replacePassword(ctx, find, password, next, modify)
+	for errors.Is(err, errHashChanged) || err == errUnknownUser { // changed or deleted meanwhile
+		u, err = a.replacePassword(ctx, find, password, next, modify)
+	}
 	if errors.Is(err, errBadCredentials) {
 		a.throttle.Failed(account, client)
 	} else if err == nil {
@@ -350,11 +271,14 @@ func (a *auth) checkPassword(ctx context.Context, client netip.Addr, address, pa
 	return u, err
 }
 
-// verifyPassword is checkPassword without the throttle. The caller has acquired a slot. An unknown
-// email takes the same time as a wrong password, since the password is then compared with the
-// decoy. A hash whose parameters differ from today's is replaced: only now is the password known.
-func (a *auth) verifyPassword(ctx context.Context, address, password string) (user, error) {
-	u, err := a.users.byEmail(ctx, address)
+var errHashChanged = errors.New("the password has changed")
+
+// replacePassword is checkPassword without the throttle. The caller has acquired a slot. An unknown
+// email takes the same time as a wrong password, since the password is then compared with the decoy.
+// A hash whose parameters differ from today's is replaced: only now is the password known.
+func (a *auth) replacePassword(ctx context.Context, find func() (user, error), password, next string,
+	modify func(*user) error) (user, error) {
+	u, err := find()
 	unknown := errors.Is(err, errUnknownUser)
 	if unknown {
 		u.hash = a.passwords.decoy
@@ -367,29 +291,118 @@ func (a *auth) verifyPassword(ctx context.Context, address, password string) (us
 		return user{}, fmt.Errorf("%w: %w", errBadCredentials, errUnknownUser)
 	case errors.Is(err, errMismatch):
 		return user{}, fmt.Errorf("%w: %w", errBadCredentials, err)
-	case err != nil || !a.passwords.needsRehash(u.hash):
-		return u, err
+	case err != nil:
+		return user{}, err
 	}
-	hash := a.passwords.hash(password)
-	return u, a.users.update(ctx, u.id, func(latest *user) error {
-		if latest.hash == u.hash { // otherwise the password has changed meanwhile
-			latest.hash = hash
+	hash := u.hash
+	if next != password || a.passwords.needsRehash(hash) {
+		hash = a.passwords.hash(next)
+	}
+	return a.users.update(ctx, u.id, func(latest *user) error {
+		if latest.hash.reveal() != u.hash.reveal() {
+			return errHashChanged
 		}
-		return nil
+		latest.hash = hash
+		return modify(latest)
 	})
 }
 
-// checkRefresh returns the user of a valid refresh token. It returns errInvalidRefresh, errTokenType
-// or errUnknownUser.
-func (a *auth) checkRefresh(ctx context.Context, token string) (user, error) {
+// refresh uses a refresh token and returns the session with its current generation. It returns
+// errInvalidRefresh, errTokenType or errUnknownUser. The verdict is for the log.
+func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s session, v verdict, err error) {
 	c, err := a.tokens.verify(token, refreshToken)
-	if err != nil && !errors.Is(err, errTokenType) {
-		err = fmt.Errorf("%w: %w", errInvalidRefresh, err)
+	if errors.Is(err, errTokenType) {
+		return u, s, v, err
 	}
 	if err != nil {
-		return user{}, err
+		return u, s, v, fmt.Errorf("%w: %w", errInvalidRefresh, err)
 	}
-	return a.users.byID(ctx, c.subject)
+	fresh := a.newSession(userAgent)
+	now := fresh.created
+	u, err = a.users.update(ctx, c.subject, func(u *user) error {
+		s, v = session{}, rotate // A call before a conflict may have set them.
+		i := u.find(c.sessionID(), now)
+		if i < 0 && c.session == "" && c.id != "" && u.accepts(c, now) { // a token of the original
+			fresh.id, fresh.expires, fresh.adopted = c.id, int64(c.expiry), true
+			u.begin(fresh, now)
+			i = len(u.sessions) - 1
+		}
+		if i < 0 {
+			return fmt.Errorf("%w: the session has ended", errInvalidRefresh)
+		}
+		s = u.sessions[i]
+		v = s.judge(c.gen, now)
+		switch v {
+		case rotate:
+			s.gen, s.rotated = c.gen+1, now
+			s.expires = max(s.expires, now+int64(a.tokens.refreshTTL/time.Second))
+		case retry:
+			return errUnchanged
+		case forgive:
+			s.forgiven = now
+		case reuse:
+			u.end(now, func(other session) bool { return other.id == s.id })
+			return nil
+		}
+		u.sessions = slices.Clone(u.sessions)
+		u.sessions[i] = s
+		return nil
+	})
+	if err == nil && v == reuse {
+		err = fmt.Errorf("%w: refresh token reused", errInvalidRefresh)
+	}
+	return u, s, v, err
+}
+
+// logout ends sessions of the caller: its own (local), the others, or all (global). A caller without
+// a session loses its token in any case.
+func (a *auth) logout(ctx context.Context, id identity, which string) error {
+	now, own := a.tokens.now().Unix(), id.claims.session
+	_, err := a.users.update(ctx, id.user.id, func(u *user) error {
+		if which != "local" || own == "" {
+			u.since = now
+		}
+		u.end(now, func(s session) bool { return which == "global" || (s.id == own) == (which == "local") })
+		return nil
+	})
+	return err
+}
+
+// endSession ends one session of a user. It returns errSessionNotFound if there is none with the id.
+func (a *auth) endSession(ctx context.Context, userID, sessionID string) error {
+	now := a.tokens.now().Unix()
+	_, err := a.users.update(ctx, userID, func(u *user) error {
+		if u.find(sessionID, now) < 0 {
+			return errSessionNotFound
+		}
+		u.end(now, func(s session) bool { return s.id == sessionID })
+		return nil
+	})
+	return err
+}
+
+// revoke ends the session of a token of either type (RFC 7009). It returns the id of the user, or ""
+// if the token was not valid.
+func (a *auth) revoke(ctx context.Context, token string) (userID string, err error) {
+	c, err := a.tokens.verify(token, refreshToken)
+	if err != nil && !(errors.Is(err, errTokenType) && c.typ == accessToken) {
+		return "", nil
+	}
+	now := a.tokens.now().Unix()
+	_, err = a.users.update(ctx, c.subject, func(u *user) error {
+		if userID = ""; !u.accepts(c, now) {
+			return errUnchanged
+		}
+		if userID = u.id; c.session == "" {
+			u.since = now
+		}
+		u.end(now, func(s session) bool { return s.id == c.sessionID() })
+		return nil
+	})
+	if errors.Is(err, errUnknownUser) {
+		err = nil
+	}
+	return userID, err
 }
 
 // An identity is the caller of a request.
@@ -406,29 +419,31 @@ func caller(ctx context.Context) identity {
 }
 
 // requireUser wraps next so that it requires a valid access token.
-func (a *auth) requireUser(next handlerFunc) handlerFunc {
+func (a *auth) requireUser(next respond.HandlerFunc) respond.HandlerFunc {
 	return a.requireScope("", next)
 }
 
 // requireScope wraps next so that it requires a valid access token with a scope, or any valid access
 // token if scope is empty. A 401 means that the caller is unknown, a 403 that the caller is known
 // and lacks the scope. Both carry a challenge (RFC 6750 section 3).
-func (a *auth) requireScope(scope string, next handlerFunc) handlerFunc {
+func (a *auth) requireScope(scope string, next respond.HandlerFunc) respond.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		id, err := a.identify(r.Context(), r.Header)
-		code := ""
+		switch {
+		case err != nil:
+		case scope != "" && !id.has(scope):
+			w.Header().Set("WWW-Authenticate", challenge(scope, "insufficient_scope"))
+			return fmt.Errorf("user %s: %w", id.user.id, missingScope(scope))
+		default:
+			err = next(w, r.WithContext(context.WithValue(r.Context(), identityKey{}, id)))
+		}
+		if errors.Is(err, errUnknownUser) {
+			err = fmt.Errorf("%w: %w", errInvalidToken, err)
+		}
 		if errors.Is(err, errInvalidToken) {
-			code = "invalid_token"
-		} else if err == nil && scope != "" && !id.has(scope) {
-			code, err = "insufficient_scope", fmt.Errorf("user %s: %w", id.user.id, scopeError(scope))
+			w.Header().Set("WWW-Authenticate", challenge(scope, "invalid_token"))
 		}
-		if code != "" {
-			w.Header().Set("WWW-Authenticate", challenge(scope, code))
-		}
-		if err != nil {
-			return err
-		}
-		return next(w, r.WithContext(context.WithValue(r.Context(), identityKey{}, id)))
+		return err
 	}
 }
 
@@ -446,7 +461,7 @@ func (id identity) has(scope string) bool {
 }
 
 // identify returns the bearer of the access token in a request's header. It returns
-// errNotAuthenticated if there is no token, and errInvalidToken if it is invalid.
+// errNotAuthenticated if there is no token, and errInvalidToken or errUnknownUser if it is invalid.
 func (a *auth) identify(ctx context.Context, h http.Header) (identity, error) {
 	token, ok := bearerToken(h)
 	if !ok {
@@ -457,8 +472,8 @@ func (a *auth) identify(ctx context.Context, h http.Header) (identity, error) {
 		return identity{}, fmt.Errorf("%w: %w", errInvalidToken, err)
 	}
 	u, err := a.users.byID(ctx, c.subject)
-	if errors.Is(err, errUnknownUser) {
-		err = fmt.Errorf("%w: %w", errInvalidToken, err)
+	if err == nil && !u.accepts(c, a.tokens.now().Unix()) {
+		err = fmt.Errorf("%w: the session has ended", errInvalidToken)
 	}
 	return identity{u, c}, err
 }

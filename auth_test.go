@@ -26,13 +26,15 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"jwt-auth-api/internal/admission"
 	"jwt-auth-api/internal/email"
-	"jwt-auth-api/internal/input"
 	"jwt-auth-api/internal/logwriter"
+	"jwt-auth-api/internal/phc"
 	"jwt-auth-api/internal/throttle"
 )
 
@@ -45,11 +47,11 @@ const (
 	oldSecret   = "last year's secret, whose tokens are still valid"
 	plainHeader = `{"alg":"HS256","typ":"JWT"}`
 	plainClaims = `{"sub":"u1","scopes":["me"],"type":"access","jti":"j1","iat":1000,"nbf":1001.5,"exp":2000,` +
-		`"iss":"jwt-auth-api"}`
+		`"iss":"jwt-auth-api","sid":"s1","gen":7}`
 )
 
 // cheap has the lowest parameters of argon2. A hash takes microseconds.
-var cheap = argon2Params{memory: 8, time: 1, threads: 1}
+var cheap = phc.Params{Memory: 8, Time: 1, Threads: 1}
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
@@ -174,7 +176,7 @@ func TestPublishedTokens(t *testing.T) {
 }
 
 // TestTokensOfTheOriginal verifies the pair that PyJWT made for the original service, and makes the
-// same bytes.
+// same bytes, with a session after them.
 func TestTokensOfTheOriginal(t *testing.T) {
 	var file struct {
 		About, Secret string
@@ -184,7 +186,10 @@ func TestTokensOfTheOriginal(t *testing.T) {
 	equal(t, "tokens", len(file.Tokens), 2)
 	for _, token := range file.Tokens {
 		c, _ := parseClaims(token.Claims)
-		equal(t, token.Type, newHMACKey([]byte(file.Secret)).sign(c.appendJSON(nil)), token.Token)
+		equal(t, token.Type, newHMACKey([]byte(file.Secret)).sign([]byte(token.Claims)), token.Token)
+		c.session, c.gen = "s1", 7
+		want := map[string]string{"access": `,"sid":"s1"}`, "refresh": `,"sid":"s1","gen":7}`}[token.Type]
+		equal(t, token.Type, string(c.appendJSON(nil)), strings.TrimSuffix(token.Claims, "}")+want)
 		iat, exp := time.Unix(int64(c.issuedAt), 0), time.Unix(int64(c.expiry), 0)
 		for now, want := range map[time.Time]string{
 			iat.Add(-60_001 * time.Millisecond): "iat: token issued in the future",
@@ -216,7 +221,7 @@ func TestTokenClaims(t *testing.T) {
 	})
 	got, err := tokens.verify(forge(plainHeader, plainClaims), accessToken)
 	want := claims{subject: "u1", scopes: []string{"me"}, typ: "access", id: "j1", issuedAt: 1000, notBefore: 1001.5,
-		expiry: 2000, issuer: "jwt-auth-api"}
+		expiry: 2000, issuer: "jwt-auth-api", session: "s1", gen: 7}
 	if !reflect.DeepEqual(got, want) || err != nil {
 		t.Errorf("got %+v and %v, want %+v", got, err, want)
 	}
@@ -302,7 +307,7 @@ func TestPreviousKeys(t *testing.T) {
 		_, err := tokens.verify(token, accessToken)
 		equal(t, token, errText(err), want)
 	}
-	_, err := newHMACKey([]byte(partsSecret)).open(tokens.issuePair(user{id: "u1"}).AccessToken)
+	_, err := newHMACKey([]byte(partsSecret)).open(tokens.issuePair(user{id: "u1"}, session{}, "").AccessToken)
 	equal(t, "a new token with the current key", err, nil)
 }
 
@@ -326,21 +331,26 @@ func TestIssuePair(t *testing.T) {
 	tokens := tokensAt(time.Unix(1000, 999_999_999), partsSecret)
 	seen := map[string]bool{}
 	for list, scopes := range map[string][]string{`["me","admin"]`: {"me", "admin"}, `["me"]`: {"me"}, `[]`: nil} {
-		pair := tokens.issuePair(user{id: "u1", scopes: scopes})
-		equal(t, "pair", fmt.Sprint(pair.TokenType, pair.ExpiresIn), "bearer900")
-		for _, row := range []struct{ token, typ, exp string }{
-			{pair.AccessToken, "access", "1900"},
-			{pair.RefreshToken, "refresh", "605800"},
+		pair := tokens.issuePair(user{id: "u1", scopes: scopes}, session{id: "s1", gen: 7, expires: 5000}, "")
+		equal(t, "pair", fmt.Sprint(pair.TokenType, pair.ExpiresIn, pair.Scope), "bearer900")
+		for _, row := range []struct{ token, typ, exp, end string }{
+			{pair.AccessToken, "access", "1900", `}`},
+			{pair.RefreshToken, "refresh", "5000", `,"gen":7}`},
 		} {
 			payload, _ := tokens.keys[0].open(row.token)
 			c, err := tokens.verify(row.token, row.typ)
-			want := fmt.Sprintf(`{"sub":"u1","scopes":%s,"type":%q,"jti":%q,"iat":1000,"exp":%s,"iss":"jwt-auth-api"}`,
-				list, row.typ, c.id, row.exp)
+			want := fmt.Sprintf(`{"sub":"u1","scopes":%s,"type":%q,"jti":%q,"iat":1000,"exp":%s,"iss":"jwt-auth-api",`+
+				`"sid":"s1"%s`, list, row.typ, c.id, row.exp, row.end)
 			if payload != want || err != nil || !uuidV4.MatchString(c.id) || seen[c.id] {
 				t.Errorf("got %s and %v, want %s with a new UUID", payload, err, want)
 			}
 			seen[c.id] = true
 		}
+	}
+	for asked, want := range map[string]string{"": "", "me admin": "", "admin  me admin": "", "me": "me admin",
+		"me admin x": "me admin", "x y": "me admin"} {
+		pair := tokens.issuePair(user{id: "u1", scopes: []string{"me", "admin"}}, session{}, asked)
+		equal(t, "the scope if the client asked for "+asked, pair.Scope, want)
 	}
 }
 
@@ -438,7 +448,7 @@ func TestPublishedHashes(t *testing.T) {
 	}
 	readTestdata(t, "argon2.json", &file)
 	equal(t, "vectors", len(file.Vectors), 74)
-	p := &passwords{params: argon2Params{memory: 65536, time: 3, threads: 4}}
+	p := &passwords{params: phc.Params{Memory: 65536, Time: 3, Threads: 4}}
 	for _, v := range file.Vectors {
 		t.Run(v.ID, func(t *testing.T) {
 			t.Parallel()
@@ -450,19 +460,8 @@ func TestPublishedHashes(t *testing.T) {
 	}
 }
 
-// TestPHC only parses: a hash at the upper bounds takes seconds.
-func TestPHC(t *testing.T) {
-	checkRows(t, "phc.json", func(encoded string) error {
-		h, err := parsePHC(encoded)
-		if err == nil && h.String() != encoded {
-			return fmt.Errorf("got %s, want it unchanged", h)
-		}
-		return err
-	})
-}
-
 func TestHashAndVerify(t *testing.T) {
-	p := newPasswords(argon2Params{memory: 32, time: 2, threads: 3}, 1)
+	p := newPasswords(phc.Params{Memory: 32, Time: 2, Threads: 3}, 1)
 	form := regexp.MustCompile(`^\$argon2id\$v=19\$m=32,t=2,p=3\$[A-Za-z0-9+/]{22}\$[A-Za-z0-9+/]{43}$`)
 	long := strings.Repeat("𝄞", 128)
 	list := []string{"", "secret123", "Secret123", "sécret123", "se\u0301cret123", "a\x00b", "a", long, long[1:]}
@@ -481,55 +480,15 @@ func TestHashAndVerify(t *testing.T) {
 	}
 }
 
-// fullPasswords returns passwords with all slots taken and some requests queued. A receive from slots
-// frees one.
-func fullPasswords(slots, queued int) *passwords {
-	p := newPasswords(cheap, slots)
-	for range slots {
-		p.slots <- struct{}{}
+// freeSlots returns how many slots of p are free.
+func freeSlots(p *passwords) (n int) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel() // There is no wait for a slot that is taken.
+	for release, err := p.Acquire(ctx); err == nil; release, err = p.Acquire(ctx) {
+		defer release()
+		n++
 	}
-	p.queued.Store(int64(queued))
-	return p
-}
-
-// TestAcquire measures how long a request waits for a slot when all are taken, by a clock that jumps
-// ahead when all goroutines wait.
-func TestAcquire(t *testing.T) {
-	for _, row := range []struct {
-		name          string
-		slots, queued int
-		canceled      time.Duration // when the client leaves
-		freed         time.Duration // when a slot is free
-		want          string
-	}{
-		{"an empty queue", 1, 0, time.Hour, time.Hour, "busy, try again after 5s"},
-		{"the last place in the queue", 1, 63, time.Hour, time.Hour, "busy, try again after 5s"},
-		{"a full queue", 1, 64, time.Hour, time.Hour, "busy, try again after 0s"},
-		{"the last place with two slots", 2, 127, time.Hour, time.Hour, "busy, try again after 5s"},
-		{"a full queue with two slots", 2, 128, time.Hour, time.Hour, "busy, try again after 0s"},
-		{"a client that leaves", 1, 0, time.Second, time.Hour, "busy, try again after 1s"},
-		{"a slot that is freed", 1, 63, time.Hour, 4 * time.Second, "accepted after 4s"},
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), row.canceled)
-			defer cancel()
-			p, start := fullPasswords(row.slots, row.queued), time.Now()
-			timer := time.AfterFunc(row.freed, func() { <-p.slots })
-			defer timer.Stop()
-			release, err := p.acquire(ctx)
-			equal(t, row.name, fmt.Sprint(errText(err), " after ", time.Since(start)), row.want)
-			got, want := fmt.Sprint(len(p.slots), p.queued.Load()), fmt.Sprint(row.slots, row.queued)
-			equal(t, row.name+", slots taken and requests queued", got, want)
-			if err == nil {
-				release()
-				equal(t, row.name+", slots taken after release", len(p.slots), row.slots-1)
-			}
-		})
-	}
-	p := newPasswords(cheap, 1)
-	p.queued.Store(64) // A free slot needs no queue.
-	_, err := p.acquire(t.Context())
-	equal(t, "a free slot, and slots taken", fmt.Sprint(err, len(p.slots)), "<nil> 1")
+	return n
 }
 
 func partsConfig() config {
@@ -550,61 +509,133 @@ func serverOf(t testing.TB, cfg config) *server {
 	return s
 }
 
-// partsServer returns a server with an admin, the user u1 and the user broken, whose hash is none.
+// sessionOf returns the session of a user of partsServer. It expires in a second.
+func sessionOf(id string) session {
+	return session{id: "s-" + id, gen: 3, created: 1000, rotated: 1440, expires: 1501}
+}
+
+// partsServer returns a server with an admin and four more users. The hash of the user broken is none.
 func partsServer(t testing.TB) *server {
 	s := serverOf(t, partsConfig())
+	hash := s.passwords.hash("secret123")
 	for _, u := range []user{
-		{id: "u1", email: "User@example.com", name: "User", scopes: []string{"me"}, hash: s.passwords.hash("secret123")},
+		{id: "u1", email: "User@example.com", name: "User", scopes: []string{"me"}, hash: hash,
+			sessions: []session{{id: "expired", expires: 1500}, sessionOf("u1")}},
+		{id: "since", email: "since@example.com", hash: hash, since: 1200},
+		{id: "disabled", email: "disabled@example.com", hash: hash, disabled: true},
 		{id: "broken", email: "broken@example.com", hash: newSecret("secret123")},
 	} {
 		s.users.add(t.Context(), u)
 	}
+	mustUpdate(t, s, "admin-0", func(u *user) { u.sessions = []session{sessionOf("admin-0")} })
 	return s
 }
 
-// TestCheckPassword makes the password of the decoy known. Each row follows nine failures. A second
-// attempt, and a third one after one more failure, show whether the first one was a failure, a success
-// that cleared the nine, or neither.
-func TestCheckPassword(t *testing.T) {
+// mustUpdate changes a record and returns it.
+func mustUpdate(t testing.TB, s *server, id string, modify func(*user)) user {
+	t.Helper()
+	u, err := s.users.update(t.Context(), id, func(u *user) error { modify(u); return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+type readerFunc func(b []byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
+// meanwhile makes a change while the salt of a new hash is read, after a number of other reads of random
+// bytes. The caller calls restore.
+func meanwhile(reads int, change func()) (restore func()) {
+	reader := rand.Reader
+	rand.Reader = readerFunc(func(b []byte) (int, error) {
+		if reads--; reads == -1 {
+			change()
+		}
+		return reader.Read(b)
+	})
+	return func() { rand.Reader = reader }
+}
+
+// attempts makes three attempts after nine failures, with one more failure before the last one. The
+// errors show whether the first one was a failure, a success that cleared the nine, or neither.
+func attempts(s *server, account string, attempt func() error) string {
+	s.throttle = throttle.New(s.tokens.now)
+	for range 9 {
+		s.throttle.Failed(account, loopback)
+	}
+	first, second := attempt(), attempt()
+	s.throttle.Failed(account, loopback)
+	return errText(first) + "; " + errText(second) + "; " + errText(attempt())
+}
+
+// TestLoginPasswords makes the password of the decoy known.
+func TestLoginPasswords(t *testing.T) {
 	s := partsServer(t)
 	s.passwords.decoy = s.passwords.hash("decoy-password")
 	then := map[string]string{
-		"accepted": "accepted, accepted",
-		"incorrect email or password: wrong password": "too many attempts, too many attempts",
-		"incorrect email or password: unknown user":   "too many attempts, too many attempts",
-		"password hash: must be argon2id, version 19": "password hash: must be argon2id, version 19, too many attempts",
+		"accepted": "accepted; accepted",
+		"incorrect email or password: wrong password": "too many attempts; too many attempts",
+		"incorrect email or password: unknown user":   "too many attempts; too many attempts",
+		"account disabled":                            "account disabled; too many attempts",
+		"password hash: must be argon2id, version 19": "password hash: must be argon2id, version 19; too many attempts",
 	}
 	checkRows(t, "passwords.json", func(input string) error {
 		address, password, _ := strings.Cut(input, " ")
-		s.throttle = throttle.New(s.tokens.now)
-		for range 9 {
-			s.throttle.Failed(email.Key(address), loopback)
-		}
-		u, err := s.checkPassword(t.Context(), loopback, address, password)
-		if err == nil && !strings.EqualFold(u.email, address) || errors.Is(err, errBadCredentials) && u.id != "" {
-			t.Errorf("%s: got user %q and %v, want the user or an error", input, u.id, err)
-		}
-		_, second := s.checkPassword(t.Context(), loopback, address, password)
-		s.throttle.Failed(email.Key(address), loopback)
-		_, third := s.checkPassword(t.Context(), loopback, address, password)
-		equal(t, input+" after "+errText(err), errText(second)+", "+errText(third), then[errText(err)])
-		equal(t, input+", slots taken", len(s.passwords.slots), 0)
-		return err
+		got := attempts(s, email.Key(address), func() error {
+			u, _, err := s.auth.login(t.Context(), loopback, address, password, "")
+			if err == nil && !strings.EqualFold(u.email, address) || err != nil && u.id != "" {
+				t.Errorf("%s: got user %q and %v, want the user or an error", input, u.id, err)
+			}
+			return err
+		})
+		first, rest, _ := strings.Cut(got, "; ")
+		equal(t, input+" after "+first, rest, then[first])
+		equal(t, input+", free slots", freeSlots(s.passwords), 1)
+		return errors.New(first)
 	})
 }
 
-// TestCheckPasswordCost measures the memory of a hash, which is also its time: an attacker must not
-// learn from it whether an email is known.
-func TestCheckPasswordCost(t *testing.T) {
+// TestLogin begins sessions of u1 with several User-Agents.
+func TestLogin(t *testing.T) {
+	s, long := partsServer(t), strings.Repeat("𝄞", 199)
+	for agent, kept := range map[string]string{"": "", long + "ab": long + "a", long + "b": long + "b",
+		"a\xff\xfeb\xc3": "a\uFFFDb\uFFFD"} {
+		former, _ := s.users.byID(t.Context(), "u1")
+		u, begun, err := s.auth.login(t.Context(), loopback, "user@example.com", "secret123", agent)
+		want := session{id: begun.id, userAgent: kept, created: 1500, rotated: 1500, expires: 1500 + 7*24*60*60}
+		stored, _ := s.users.byID(t.Context(), "u1")
+		if err != nil || begun != want || !uuidV4.MatchString(begun.id) || stored.version != former.version+1 ||
+			stored.sessions[len(stored.sessions)-1] != want || !reflect.DeepEqual(u.sessions, stored.sessions) {
+			t.Errorf("got %+v, %v and the record %+v, want the session %+v in a new version", begun, err, stored, want)
+		}
+	}
+}
+
+// TestStoreFails has an error that is no wrong password: neither a login nor a failure or a success.
+func TestStoreFails(t *testing.T) {
 	s := partsServer(t)
-	s.passwords = newPasswords(argon2Params{memory: 4096, time: 1, threads: 1}, 1)
+	got := attempts(s, "account", func() error {
+		find := func() (user, error) { return user{hash: s.passwords.decoy}, admission.ErrBusy }
+		_, err := s.checkPassword(t.Context(), loopback, "account", find, "x", "x", nil)
+		return err
+	})
+	equal(t, "attempts", got, "busy, try again; busy, try again; too many attempts")
+}
+
+// TestLoginCost measures the memory of a hash, which is also its time: an attacker must not learn from
+// it whether an email is known.
+func TestLoginCost(t *testing.T) {
+	s := partsServer(t)
+	s.passwords = newPasswords(phc.Params{Memory: 4096, Time: 1, Threads: 1}, 1)
 	hash := s.passwords.hash("secret123")
-	s.users.update(t.Context(), "u1", func(u *user) error { u.hash = hash; return nil })
+	mustUpdate(t, s, "u1", func(u *user) { u.hash = hash })
 	for _, login := range []string{"user@example.com secret123", "user@example.com secret124", "nobody@example.com x"} {
 		address, password, _ := strings.Cut(login, " ")
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		s.checkPassword(t.Context(), loopback, address, password)
+		s.auth.login(t.Context(), loopback, address, password, "")
 		runtime.ReadMemStats(&after)
 		if got := after.TotalAlloc - before.TotalAlloc; got < 4<<20 || got > 6<<20 {
 			t.Errorf("%s: got %d bytes allocated, want the 4 MiB of one hash", login, got)
@@ -618,107 +649,398 @@ func TestThrottledAttempts(t *testing.T) {
 	for _, address := range []string{"user@example.com", "nobody@example.com"} {
 		synctest.Test(t, func(t *testing.T) {
 			s := partsServer(t)
-			s.passwords.slots <- struct{}{}
+			login := func(client, address string) error {
+				_, _, err := s.auth.login(t.Context(), netip.MustParseAddr(client), address, "secret124", "")
+				return err
+			}
+			release, _ := s.passwords.Acquire(t.Context())
 			errs := make(chan error, 40)
 			for range cap(errs) {
-				go func() {
-					_, err := s.checkPassword(t.Context(), loopback, address, "secret124")
-					errs <- err
-				}()
+				go func() { errs <- login("127.0.0.1", address) }()
 			}
 			synctest.Wait()
-			<-s.passwords.slots
+			release()
 			got := map[bool]int{}
 			for range cap(errs) {
 				got[errors.Is(<-errs, errBadCredentials)]++
 			}
 			equal(t, address+", attempts checked and throttled", [2]int{got[true], got[false]}, [2]int{10, 30})
-			s.passwords = fullPasswords(1, 64)
+			s.passwords = newPasswords(cheap, 0) // always busy
 			for client, want := range map[string]string{"127.0.0.1": "too many attempts", "192.0.2.1": "busy, try again"} {
-				_, err := s.checkPassword(t.Context(), netip.MustParseAddr(client), strings.ToUpper(address), "secret123")
-				equal(t, address+" and "+client, errText(err), want)
+				equal(t, address+" and "+client, errText(login(client, strings.ToUpper(address))), want)
 			}
 		})
 	}
 }
 
-type readerFunc func(b []byte) (int, error)
-
-func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
-
-// TestRehash stores a hash with other parameters, which only a successful login replaces. The last login
-// does not: the password changes while it reads the salt of the new hash.
+// TestRehash stores a hash with other parameters, which only a successful login replaces, in the write
+// that begins the session.
 func TestRehash(t *testing.T) {
 	s := partsServer(t)
-	old := newPasswords(argon2Params{memory: 16, time: 1, threads: 1}, 1).hash("secret123")
-	store := func(hash secret) {
-		s.users.update(t.Context(), "u1", func(u *user) error { u.hash = hash; return nil })
-	}
-	login := func(password string) (hash secret, err error) {
-		_, err = s.checkPassword(t.Context(), loopback, "user@example.com", password)
+	old := newPasswords(phc.Params{Memory: 16, Time: 1, Threads: 1}, 1).hash("secret123")
+	mustUpdate(t, s, "u1", func(u *user) { u.hash = old })
+	former, _ := s.users.byID(t.Context(), "u1")
+	for _, row := range [][2]string{{"secret124", "true 0 true"}, {"secret123", "false 1 false"}, {"secret123", "false 1 false"}} {
+		_, _, err := s.auth.login(t.Context(), loopback, "user@example.com", row[0], "")
 		u, _ := s.users.byID(t.Context(), "u1")
-		return u.hash, err
-	}
-	store(old)
-	if hash, err := login("secret124"); !errors.Is(err, errMismatch) || hash != old {
-		t.Errorf("wrong password: got %v and %s, want %v and %s", err, hash.reveal(), errMismatch, old.reveal())
-	}
-	current, err := login("secret123")
-	if err != nil || s.passwords.needsRehash(current) || s.passwords.verify("secret123", current) != nil {
-		t.Errorf("first login: got %v and %s, want a current hash of the password", err, current.reveal())
-	}
-	if hash, err := login("secret123"); err != nil || hash != current {
-		t.Errorf("second login: got %v and %s, want %s", err, hash.reveal(), current.reveal())
-	}
-	store(old)
-	defer func(r io.Reader) { rand.Reader = r }(rand.Reader)
-	rand.Reader = readerFunc(func(b []byte) (int, error) { store(current); return len(b), nil })
-	if hash, err := login("secret123"); err != nil || hash != current {
-		t.Errorf("a password changed meanwhile: got %v and %s, want %s", err, hash.reveal(), current.reveal())
+		got := fmt.Sprint(errors.Is(err, errMismatch), u.version-former.version, s.passwords.needsRehash(u.hash))
+		equal(t, row[0], got, row[1])
+		equal(t, row[0]+", the hash", s.passwords.verify("secret123", u.hash), nil)
+		equal(t, row[0]+", the hash replaced", u.hash != former.hash, s.passwords.needsRehash(former.hash) && err == nil)
+		former = u
 	}
 }
 
-// withTokens replaces each {ID SCOPE...} by an access token and each {refresh ID} by a refresh token.
-func withTokens(s *server, text string) string {
-	return regexp.MustCompile(`\{[^}]*\}`).ReplaceAllStringFunc(text, func(name string) string {
-		id, scopes, _ := strings.Cut(strings.Trim(name, "{}"), " ")
-		if id == "refresh" {
-			return s.tokens.issuePair(user{id: scopes}).RefreshToken
-		}
-		return s.tokens.issuePair(user{id: id, scopes: strings.Fields(scopes)}).AccessToken
-	})
-}
-
-func TestOAuthCode(t *testing.T) {
-	missing, mismatch := input.Fault{Type: "missing"}, input.Fault{Type: "string_pattern_mismatch"}
+// TestLoginMeanwhile changes the record of a user between the check of the password and the write.
+func TestLoginMeanwhile(t *testing.T) {
+	old := newPasswords(phc.Params{Memory: 16, Time: 1, Threads: 1}, 1)
+	other, same := old.hash("secret124"), old.hash("secret123")
 	for _, row := range []struct {
-		status int
-		detail any
+		name   string
+		modify func(*user)
 		want   string
 	}{
-		{400, "There was an error parsing the body", "invalid_request"},
-		{401, "incorrect email or password", "invalid_grant"},
-		{403, "account disabled", "invalid_grant"},
-		{413, "Content Too Large", "invalid_request"},
-		{422, input.Faults{missing}, "invalid_request"},
-		{422, input.Faults{missing, mismatch}, "unsupported_grant_type"},
-		{429, "too many attempts", "temporarily_unavailable"},
-		{499, "", "invalid_request"},
-		{500, "Internal Server Error", "temporarily_unavailable"},
+		{"a new hash of the password", func(u *user) { u.hash = same }, "accepted"},
+		{"a new password", func(u *user) { u.hash = other }, "incorrect email or password: wrong password"},
+		{"disabled", func(u *user) { u.disabled = true }, "account disabled"},
+		{"deleted", func(u *user) { u.deleted = true }, "incorrect email or password: unknown user"},
 	} {
-		got := oauthCode(response{status: row.status, detail: row.detail})
-		equal(t, fmt.Sprint(row.status, " ", row.detail), got, row.want)
+		s := partsServer(t)
+		mustUpdate(t, s, "u1", func(u *user) { u.hash = old.hash("secret123") })
+		restore := meanwhile(1, func() { mustUpdate(t, s, "u1", row.modify) }) // The id of the session is read first.
+		_, begun, err := s.auth.login(t.Context(), loopback, "user@example.com", "secret123", "")
+		restore()
+		u, _ := s.users.byID(t.Context(), "u1")
+		equal(t, row.name, errText(err), row.want)
+		equal(t, row.name+", a session", u.find(begun.id, 1500) >= 0, row.want == "accepted")
 	}
 }
 
-func TestCheckRefresh(t *testing.T) {
+// TestRegister registers with a free and with a full queue.
+func TestRegister(t *testing.T) {
 	s := partsServer(t)
-	checkRows(t, "refresh.json", func(input string) error {
-		u, err := s.checkRefresh(t.Context(), withTokens(s, input))
-		equal(t, input+", the user", u.id == "u1", err == nil)
-		equal(t, input+", errInvalidRefresh", errors.Is(err, errInvalidRefresh), strings.HasPrefix(errText(err), "invalid"))
-		return err
+	register := func(id, address string) string {
+		u := user{id: id, email: address, sessions: []session{sessionOf(id)}}
+		return errText(s.auth.register(t.Context(), u, "secret123"))
+	}
+	equal(t, "a new email", register("new", "new@example.com"), "accepted")
+	u, err := s.users.byID(t.Context(), "new")
+	equal(t, "the record", fmt.Sprint(err, s.passwords.verify("secret123", u.hash), sessionIDs(u)), "<nil> <nil>s-new")
+	restore := meanwhile(0, func() { s.users.add(t.Context(), user{id: "early", email: "LATE@example.com"}) })
+	equal(t, "an email taken meanwhile", register("late", "late@example.com"), "email already registered")
+	restore()
+	equal(t, "free slots", freeSlots(s.passwords), 1)
+	s.passwords = newPasswords(cheap, 0) // always busy
+	equal(t, "a taken email", register("x", "new@EXAMPLE.com"), "email already registered")
+	equal(t, "a full queue", register("x", "x@example.com"), "busy, try again")
+}
+
+// callerOf returns the identity of u1 with a token of a session, or with one of the original.
+func callerOf(s *server, session string) identity {
+	u, _ := s.users.byID(context.Background(), "u1")
+	return identity{u, claims{subject: "u1", session: session, issuedAt: 1000}}
+}
+
+func TestChangePassword(t *testing.T) {
+	for _, row := range []struct{ name, session, current, want, after string }{
+		{"the right password", "s-u1", "secret123", "accepted", "accepted; accepted"},
+		{"a wrong password", "s-u1", "secret124", "incorrect password: incorrect email or password: wrong password",
+			"too many attempts; too many attempts"},
+		{"a session that has ended", "expired", "secret123", "Could not validate credentials",
+			"Could not validate credentials; too many attempts"},
+	} {
+		s := partsServer(t)
+		got := attempts(s, "user@example.com", func() error {
+			return s.changePassword(t.Context(), loopback, callerOf(s, row.session), row.current, "secret123")
+		})
+		equal(t, row.name, got, row.want+"; "+row.after)
+	}
+	s := partsServer(t)
+	id := callerOf(s, "s-u1")
+	for _, row := range []struct {
+		current string
+		want    error
+	}{{"secret123", nil}, {"secret123", errIncorrectPassword}, {"secret124", nil}, {"deleted", errUnknownUser}} {
+		mustUpdate(t, s, "u1", func(u *user) { u.deleted = row.current == "deleted" })
+		err := s.changePassword(t.Context(), loopback, id, row.current, "secret124")
+		equal(t, row.current+", "+errText(err), errors.Is(err, row.want), true)
+	}
+}
+
+// TestLoginAgainstPasswordChange races a login with the old password against the change.
+func TestLoginAgainstPasswordChange(t *testing.T) {
+	s := partsServer(t)
+	s.passwords, s.throttle = newPasswords(cheap, 2), nil
+	old := s.passwords.hash("secret123")
+	for range 200 {
+		mustUpdate(t, s, "u1", func(u *user) { u.hash, u.sessions = old, []session{sessionOf("u1")} })
+		var wg sync.WaitGroup
+		wg.Go(func() { s.auth.login(t.Context(), loopback, "user@example.com", "secret123", "") })
+		equal(t, "change", s.changePassword(t.Context(), loopback, callerOf(s, "s-u1"), "secret123", "secret124"), nil)
+		wg.Wait()
+		u, _ := s.users.byID(t.Context(), "u1")
+		equal(t, "sessions", sessionIDs(u), "s-u1")
+	}
+}
+
+// withTokens replaces each {ID SCOPE...} by an access token, each {refresh ID} by a refresh token, both
+// of the user's session, and each object of claims by a token with them.
+func withTokens(s *server, text string) string {
+	return regexp.MustCompile(`\{[^}]*\}`).ReplaceAllStringFunc(text, func(name string) string {
+		if strings.HasPrefix(name, `{"`) {
+			return forge(plainHeader, name)
+		}
+		id, scopes, _ := strings.Cut(strings.Trim(name, "{}"), " ")
+		if id == "refresh" {
+			return s.tokens.issuePair(user{id: scopes}, sessionOf(scopes), "").RefreshToken
+		}
+		return s.tokens.issuePair(user{id: id, scopes: strings.Fields(scopes)}, sessionOf(id), "").AccessToken
 	})
+}
+
+// outcome returns the verdict of a refresh and the generation, or the error.
+func outcome(current session, v verdict, err error) string {
+	if err != nil {
+		return errText(err)
+	}
+	return []string{"rotate", "retry", "forgive", "reuse"}[v] + " " + strconv.FormatInt(current.gen, 10)
+}
+
+// TestRefreshTokens has refresh tokens, most of them of u1. The generation of its session is 3 since 60
+// seconds.
+func TestRefreshTokens(t *testing.T) {
+	checkRows(t, "refresh.json", func(input string) error {
+		s := partsServer(t)
+		u, current, v, err := s.auth.refresh(t.Context(), withTokens(s, input), "")
+		equal(t, input+", errInvalidRefresh", errors.Is(err, errInvalidRefresh), strings.HasPrefix(errText(err), "invalid"))
+		if stored, _ := s.users.byID(t.Context(), u.id); err == nil && !slices.Contains(stored.sessions, current) {
+			t.Errorf("%s: got the session %+v, want that of the record: %+v", input, current, stored.sessions)
+		}
+		return errors.New(outcome(current, v, err))
+	})
+}
+
+// TestJudge has the rules of the contract with both neighbours of each bound. An input is the number of
+// generations that the token is behind, and the seconds since the session was rotated and forgiven.
+func TestJudge(t *testing.T) {
+	checkRows(t, "judge.json", func(input string) error {
+		const now = 1_000_000
+		var behind, rotated, forgiven int64
+		fmt.Sscan(input, &behind, &rotated, &forgiven)
+		s := session{gen: 10, rotated: now - rotated}
+		if forgiven >= 0 { // -1 is never
+			s.forgiven = now - forgiven
+		}
+		return errors.New(outcome(s, s.judge(s.gen-behind, now), nil))
+	})
+}
+
+// TestRefreshStored uses tokens of session b, which was rotated at 1000 seconds. A row wants the verdict,
+// the number of writes and the user, and the sessions of the record.
+func TestRefreshStored(t *testing.T) {
+	const week = 7 * 24 * 60 * 60
+	a, c := session{id: "a", gen: 5, expires: 1e9}, session{id: "c", gen: 5, expires: 1e9}
+	b := session{"b", "curl/8", 5, 100, 1000, 0, 1000 + week, false}
+	for _, row := range []struct {
+		gen, now int64
+		want     string
+		sessions []session
+	}{
+		{5, 2000, "rotate 6, 1, u1", []session{a, {"b", "curl/8", 6, 100, 2000, 0, 2000 + week, false}, c}},
+		{8, 2000, "rotate 9, 1, u1", []session{a, {"b", "curl/8", 9, 100, 2000, 0, 2000 + week, false}, c}},
+		{4, 1060, "retry 5, 0, u1", []session{a, b, c}},
+		{4, 2000, "forgive 5, 1, u1", []session{a, {"b", "curl/8", 5, 100, 1000, 2000, 1000 + week, false}, c}},
+		{3, 1000, "invalid refresh token: refresh token reused, 1, u1", []session{a, c}},
+		{5, 1000 + week, "invalid refresh token: the session has ended, 0, ", []session{a, b, c}},
+	} {
+		s := partsServer(t)
+		former := mustUpdate(t, s, "u1", func(u *user) { u.sessions = []session{a, b, c} })
+		s.tokens.now = func() time.Time { return time.Unix(row.now, 0) }
+		token := s.tokens.issue(former, session{id: "b", gen: row.gen}, refreshToken, 1e9)
+		u, current, v, err := s.auth.refresh(t.Context(), token, "other")
+		stored, _ := s.users.byID(t.Context(), "u1")
+		got := fmt.Sprintf("%s, %d, %s", outcome(current, v, err), stored.version-former.version-1, u.id)
+		equal(t, fmt.Sprint("generation ", row.gen, " at ", row.now), got, row.want)
+		equal(t, got+", sessions", fmt.Sprint(stored.sessions, stored.since), fmt.Sprint(row.sessions, 0))
+		equal(t, got+", copies", fmt.Sprint(former.sessions), fmt.Sprint([]session{a, b, c}))
+	}
+}
+
+// TestSessions has scenarios: steps of a time and what happens then. A number is the use of a refresh
+// token of that generation, and original the use of one of the original.
+func TestSessions(t *testing.T) {
+	checkRows(t, "sessions.json", func(steps string) error {
+		s, start, current, err := partsServer(t), time.Unix(1_000_000, 0), session{}, error(nil)
+		now := start
+		s.tokens.now = func() time.Time { return now }
+		var outcomes []string
+		for step := range strings.FieldsSeq(steps) {
+			after, action, _ := strings.Cut(step, ":")
+			d, _ := time.ParseDuration(after)
+			now = start.Add(d)
+			gen, _ := strconv.ParseInt(action, 10, 64)
+			token := s.tokens.issue(user{id: "u1"}, session{id: current.id, gen: gen}, refreshToken, 1<<40)
+			switch action {
+			case "login":
+				_, current, err = s.auth.login(t.Context(), loopback, "user@example.com", "secret123", "")
+			case "logout":
+				err = s.auth.logout(t.Context(), callerOf(s, current.id), "local")
+			case "original":
+				token = withTokens(s, `{"sub":"u1","type":"refresh","jti":"j1","iat":999990,"exp":2000000,"iss":"jwt-auth-api"}`)
+				current.id = "j1"
+				fallthrough
+			default:
+				_, used, v, err := s.auth.refresh(t.Context(), token, "")
+				outcomes = append(outcomes, outcome(used, v, err))
+				continue
+			}
+			outcomes = append(outcomes, errText(err))
+		}
+		return errors.New(strings.Join(outcomes, ", "))
+	})
+}
+
+// TestRefreshAtOnce uses a token fifty times at once, a hundred times. One use has the verdict, so the
+// log warns once, and all pairs are of one generation.
+func TestRefreshAtOnce(t *testing.T) {
+	s := partsServer(t)
+	for gen, want := range map[int64]string{
+		3: "map[0 rotate 4:1 1 retry 4:49]",
+		2: "map[1 retry 3:49 2 forgive 3:1]",
+		1: "map[0 invalid refresh token: the session has ended:49 3 invalid refresh token: refresh token reused:1]",
+	} {
+		for range 100 {
+			begun := session{id: "s-u1", gen: 3, rotated: 1000, expires: 9000}
+			u := mustUpdate(t, s, "u1", func(u *user) { u.sessions = []session{begun} })
+			token, outcomes := s.tokens.issue(u, session{id: begun.id, gen: gen}, refreshToken, 9000), make(chan string, 50)
+			for range cap(outcomes) {
+				go func() {
+					_, current, v, err := s.auth.refresh(t.Context(), token, "")
+					outcomes <- fmt.Sprint(int(v), " ", outcome(current, v, err))
+				}()
+			}
+			got := map[string]int{}
+			for range cap(outcomes) {
+				got[<-outcomes]++
+			}
+			equal(t, fmt.Sprint("generation ", gen), fmt.Sprint(got), want)
+		}
+	}
+}
+
+// TestRefreshAgainstLogout races a refresh against a logout, every other time with tokens of the original.
+func TestRefreshAgainstLogout(t *testing.T) {
+	s := partsServer(t)
+	const original = `{"sub":"u1","type":"refresh","jti":"j1","iat":1000,"exp":2000,"iss":"jwt-auth-api"}`
+	for i := range 1000 {
+		token, own, which := withTokens(s, "{refresh u1}"), "s-u1", "local"
+		if i%2 == 0 {
+			token, own, which = withTokens(s, original), "", "global"
+		}
+		mustUpdate(t, s, "u1", func(u *user) { u.since, u.sessions = 0, []session{sessionOf("u1")} })
+		var wg sync.WaitGroup
+		wg.Go(func() { s.auth.refresh(t.Context(), token, "") })
+		equal(t, "logout", s.auth.logout(t.Context(), callerOf(s, own), which), nil)
+		wg.Wait()
+		u, _ := s.users.byID(t.Context(), "u1")
+		equal(t, "sessions after the logout", sessionIDs(u), "")
+	}
+}
+
+// join returns the ids of a list.
+func join[T any](list []T, id func(T) string) string {
+	var ids []string
+	for _, v := range list {
+		ids = append(ids, id(v))
+	}
+	return strings.Join(ids, " ")
+}
+
+func sessionIDs(u user) string   { return join(u.sessions, func(s session) string { return s.id }) }
+func userIDs(list []user) string { return join(list, func(u user) string { return u.id }) }
+
+// TestBegin begins session z of a user with sessions a, b and so on, the time of whose last use grows.
+func TestBegin(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		n      int
+		modify func(list []session)
+		ended  string
+		since  int64
+	}{
+		{"the first", 0, func([]session) {}, "", 0},
+		{"19 others", 19, func([]session) {}, "", 0},
+		{"20 others", 20, func([]session) {}, "a ", 0},
+		{"equally old ones", 20, func(list []session) { list[1].created = 1000 }, "a ", 0},
+		{"the oldest in use", 20, func(list []session) { list[0].rotated, list[1].forgiven = 1400, 1400 }, "c ", 0},
+		{"one of the original", 20, func(list []session) { list[0].adopted = true }, "a ", 1500},
+		{"an expired one", 20, func(list []session) { list[2].expires, list[2].adopted = 1500, true }, "c ", 0},
+		{"one in its last second", 19, func(list []session) { list[2].expires = 1501 }, "", 0},
+	} {
+		list := make([]session, row.n)
+		for i := range list {
+			list[i] = session{id: string(rune('a' + i)), created: int64(1000 + i), expires: 9000}
+		}
+		row.modify(list)
+		former := user{sessions: slices.Clone(list)}
+		u := former
+		u.begin(session{id: "z", expires: 9000}, 1500)
+		want := strings.TrimSpace(strings.Replace(sessionIDs(former)+" z", row.ended, "", 1))
+		equal(t, row.name, sessionIDs(u), want)
+		equal(t, row.name+", since", u.since, row.since)
+		equal(t, row.name+", copies", slices.Equal(former.sessions, list), true)
+	}
+}
+
+// TestSessionsEnd has a user with the sessions a, b, which began with the token b of the original, and
+// c. Session x has expired. An input is an operation, with the session of the caller or the claims of a
+// token. A row wants the error, and then the sessions, since and the number of writes.
+func TestSessionsEnd(t *testing.T) {
+	s := partsServer(t)
+	checkRows(t, "ends.json", func(input string) error {
+		former := mustUpdate(t, s, "u1", func(u *user) {
+			u.since, u.sessions = 0, []session{{id: "a", expires: 1501}, {id: "b", expires: 1501, adopted: true},
+				{id: "c", expires: 1501}, {id: "x", expires: 1500, adopted: true}}
+		})
+		op, arg, _ := strings.Cut(input, " ")
+		which, id, _ := strings.Cut(arg, " ")
+		var err error
+		switch op {
+		case "logout":
+			err = s.auth.logout(t.Context(), callerOf(s, id), which)
+		case "end":
+			err = s.endSession(t.Context(), which, id)
+		case "password":
+			err = s.changePassword(t.Context(), loopback, callerOf(s, arg), "secret123", "secret123")
+		case "revoke":
+			id, err = s.auth.revoke(t.Context(), withTokens(s, arg))
+			err = cmp.Or(err, fmt.Errorf("user %q", id))
+		}
+		u, _ := s.users.byID(t.Context(), "u1")
+		equal(t, input+", copies", sessionIDs(former), "a b c x")
+		return fmt.Errorf("%s; %s, %d, %d", errText(err), sessionIDs(u), u.since, u.version-former.version-1)
+	})
+}
+
+func TestEdit(t *testing.T) {
+	from := user{id: "x", name: "New", scopes: []string{"x"}, hash: newSecret("new"), disabled: true, version: 9}
+	for fields, want := range map[string]string{
+		"":                              "u1 Old [me] old false; a 7 1",
+		"name":                          "u1 New [me] old false; a 7 1",
+		"scopes":                        "u1 Old [x] old false; a 7 1",
+		"disabled":                      "u1 Old [me] old true;  1500 1",
+		"password":                      "u1 Old [me] new false;  1500 1",
+		"name scopes disabled password": "u1 New [x] new true;  1500 1",
+	} {
+		u := user{id: "u1", name: "Old", scopes: []string{"me"}, hash: newSecret("old"), since: 7, version: 1}
+		u.sessions = []session{{id: "a"}}
+		u.edit(from, strings.Fields(fields), 1500)
+		got := fmt.Sprintf("%s %s %s %s %t;", u.id, u.name, u.scopes, u.hash.reveal(), u.disabled)
+		equal(t, fields, fmt.Sprint(got, " ", sessionIDs(u), " ", u.since, " ", u.version), want)
+	}
+	enabled := user{disabled: true, since: 7}
+	enabled.edit(user{}, []string{"disabled"}, 1500)
+	equal(t, "enabled again", fmt.Sprint(enabled.disabled, enabled.since), "false 7")
 }
 
 // TestRequireScope has rows of the required scope and the lines of the Authorization header. The user
@@ -745,6 +1067,13 @@ func TestRequireScope(t *testing.T) {
 		}
 		return err
 	})
+	for _, err := range []error{errUnknownUser, errInvalidToken} { // deleted or logged out meanwhile
+		w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil)
+		r.Header.Set("Authorization", withTokens(s, "Bearer {u1 me}"))
+		got := s.requireUser(func(http.ResponseWriter, *http.Request) error { return err })(w, r)
+		equal(t, errText(got), errors.Is(got, errInvalidToken) && errors.Is(got, err), true)
+		equal(t, errText(got), w.Header().Get("WWW-Authenticate"), `Bearer error="invalid_token"`)
+	}
 }
 
 // filled returns users u0, u1 and so on.
@@ -759,7 +1088,7 @@ func filled(t testing.TB, n int) *users {
 
 func TestUsersLookup(t *testing.T) {
 	s := filled(t, 5)
-	want := user{id: "u3", email: "u3@example.com", name: "User", scopes: []string{"me"}}
+	want := user{id: "u3", email: "u3@example.com", name: "User", scopes: []string{"me"}, version: 1}
 	byID, err := s.byID(t.Context(), "u3")
 	byEmail, err2 := s.byEmail(t.Context(), "U3@EXAMPLE.com")
 	if err != nil || err2 != nil || !reflect.DeepEqual(byID, want) || !reflect.DeepEqual(byEmail, want) {
@@ -808,21 +1137,78 @@ func TestUsersConcurrently(t *testing.T) {
 func TestUsersUpdate(t *testing.T) {
 	s := filled(t, 5)
 	former := s.records[3]
-	change := func(u *user) error { u.name, u.hash = "Other", newSecret("h"); return nil }
-	if err := s.update(t.Context(), "u3", change); err != nil || former.name != "User" {
-		t.Errorf("got %v and the former record %+v, want it unchanged", err, former)
+	rename := func(u *user) error { u.name, u.hash = "Other", newSecret("h"); return nil }
+	if u, err := s.update(t.Context(), "u3", rename); err != nil || u.name != "Other" || former.name != "User" {
+		t.Errorf("got %+v, %v and the former record %+v, want a changed copy", u, err, former)
 	}
 	var kept *user
-	fail := func(u *user) error { u.name, kept = "failed", u; return errBusy }
-	equal(t, "a change that fails", errText(s.update(t.Context(), "u3", fail)), "busy, try again")
-	unknown := func(*user) error { t.Error("an unknown user: got a change, want none"); return nil }
-	equal(t, "an unknown user", errText(s.update(t.Context(), "u5", unknown)), "unknown user")
+	for name, want := range map[error]string{admission.ErrBusy: " busy, try again", errUnchanged: "failed accepted"} {
+		u, err := s.update(t.Context(), "u3", func(u *user) error { u.name, kept = "failed", u; return name })
+		equal(t, "an error", u.name+" "+errText(err), want)
+	}
+	_, err := s.update(t.Context(), "u5", func(*user) error { t.Error("got a change, want none"); return nil })
+	equal(t, "an unknown user", errText(err), "unknown user")
 	page, _ := s.after(t.Context(), "", 9)
 	page[2].name, kept.name = "changed", "changed"
 	page, _ = s.after(t.Context(), "", 9)
 	for i, u := range page {
-		want := map[bool]string{true: "Other h", false: "User "}[i == 3]
-		equal(t, u.id, u.name+" "+u.hash.reveal(), want)
+		want := map[bool]string{true: "Other h 2", false: "User  1"}[i == 3]
+		equal(t, u.id, fmt.Sprint(u.name, " ", u.hash.reveal(), " ", u.version), want)
+	}
+}
+
+// TestUsersConflict changes a record between the read and the write of an update.
+func TestUsersConflict(t *testing.T) {
+	s, calls := filled(t, 5), 0
+	u, err := s.update(t.Context(), "u3", func(u *user) error {
+		if calls++; calls == 1 {
+			s.update(t.Context(), "u3", func(u *user) error { u.name = "Other"; return nil })
+		}
+		u.name += "!"
+		return nil
+	})
+	equal(t, "u3", fmt.Sprint(u.name, s.records[3].name, s.records[3].version, calls, err), "Other!Other!3 2 <nil>")
+}
+
+// TestUsersApply applies records with versions. A stale one is ignored, as is a stale deletion.
+func TestUsersApply(t *testing.T) {
+	s := filled(t, 2)
+	for _, row := range []struct {
+		name string
+		user user
+		want string
+	}{
+		{"a new version", user{id: "u1", email: "u1@example.com", name: "b", version: 3}, "b 3 accepted"},
+		{"the same version", user{id: "u1", email: "u1@example.com", name: "c", version: 3}, "b 3 accepted"},
+		{"an old version", user{id: "u1", email: "u1@example.com", name: "d", version: 2}, "b 3 accepted"},
+		{"an old deletion", user{id: "u1", version: 3, deleted: true}, "b 3 accepted"},
+		{"a new deletion", user{id: "u1", name: "e", version: 4, deleted: true}, " 0 unknown user"},
+		{"a version from before the deletion", user{id: "u1", email: "u1@example.com", version: 3}, " 0 unknown user"},
+	} {
+		s.apply(row.user)
+		u, err := s.byEmail(t.Context(), "u1@example.com")
+		equal(t, row.name, fmt.Sprint(u.name, " ", u.version, " ", errText(err)), row.want)
+	}
+}
+
+// TestUsersDelete deletes u3 and registers its email again.
+func TestUsersDelete(t *testing.T) {
+	s := filled(t, 5)
+	remove := func(u *user) error { u.deleted, u.sessions = true, []session{{}}; return nil }
+	_, err := s.update(t.Context(), "u3", remove)
+	if want := (user{id: "u3", version: 2, deleted: true}); err != nil || !reflect.DeepEqual(*s.records[3], want) {
+		t.Errorf("got %v and %+v, want %+v", err, *s.records[3], want)
+	}
+	_, err = s.byID(t.Context(), "u3")
+	_, err2 := s.byEmail(t.Context(), "u3@example.com")
+	_, err3 := s.update(t.Context(), "u3", remove)
+	equal(t, "look-ups", errText(errors.Join(err, err2, err3)), "unknown user\nunknown user\nunknown user")
+	err = s.add(t.Context(), user{id: "u9", email: "U3@example.com"})
+	u, err2 := s.byEmail(t.Context(), "u3@example.com")
+	equal(t, "registered again", fmt.Sprint(u.id, err, err2), "u9<nil> <nil>")
+	for after, want := range map[string]string{"": "u0 u1 u2 u4", "u2": "u4 u9", "u3": "u4 u9"} {
+		page, err := s.after(t.Context(), after, 4)
+		equal(t, "after "+after, userIDs(page)+errText(err), want+"accepted")
 	}
 }
 
@@ -835,19 +1221,42 @@ func TestUsersAfter(t *testing.T) {
 		limit, id, _ := strings.Cut(page, " ")
 		n, _ := strconv.Atoi(limit)
 		list, err := s.after(t.Context(), id, n)
-		var ids []string
-		for _, u := range list {
-			ids = append(ids, u.id)
-		}
-		equal(t, page, fmt.Sprint(ids, " ", err), want)
+		equal(t, page, fmt.Sprint("[", userIDs(list), "] ", err), want)
 	}
 }
 
-func TestHasAdmin(t *testing.T) {
-	s := filled(t, 5)
-	for scope, want := range map[string]bool{"me": false, "administrator": false, "Admin": false, "admin": true} {
-		s.update(t.Context(), "u3", func(u *user) error { u.scopes = []string{"me", scope}; return nil })
-		equal(t, scope, s.hasAdmin(), want)
+// TestLastAdmin has two admins remove each other, ten times each at once. One is left, also among others
+// who don't count.
+func TestLastAdmin(t *testing.T) {
+	for name, remove := range map[string]func(*user){
+		"demote":  func(u *user) { u.scopes = []string{"me"} },
+		"disable": func(u *user) { u.disabled = true },
+		"delete":  func(u *user) { u.deleted = true },
+	} {
+		s := filled(t, 5)
+		set := func(id string, modify func(*user)) error {
+			_, err := s.update(t.Context(), id, func(u *user) error { modify(u); return nil })
+			return err
+		}
+		equal(t, name+", no admin", s.hasAdmin(), false)
+		for _, id := range []string{"u1", "u2", "u3"} {
+			set(id, func(u *user) { u.scopes = []string{"admin"} })
+		}
+		equal(t, name+", the third admin", set("u2", func(u *user) { u.disabled = true }), nil)
+		var wg sync.WaitGroup
+		var rejected atomic.Int64
+		for i := range 20 {
+			wg.Go(func() {
+				if err := set([]string{"u1", "u3"}[i%2], remove); err == errLastAdmin {
+					rejected.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		equal(t, name+", rejected", rejected.Load(), 10)
+		equal(t, name+", admins left", s.records[1].isAdmin() != s.records[3].isAdmin() && s.hasAdmin(), true)
+		last, _ := s.admin("")
+		equal(t, name+", another change", set(last.id, func(u *user) { u.name = "Other" }), nil)
 	}
 }
 
@@ -965,7 +1374,7 @@ func TestNewServer(t *testing.T) {
 	text := func(s *server) string {
 		u, err := s.users.byID(t.Context(), "admin-0")
 		return fmt.Sprint([]any{u.email, u.name, u.scopes, err, s.passwords.verify("admin-password", u.hash),
-			s.throttle != nil, s.docs, s.clientIP(r), s.origins, cap(s.passwords.slots), s.passwords.params,
+			s.throttle != nil, s.docs, s.clientIP(r), s.origins, freeSlots(s.passwords), s.passwords.params,
 			s.tokens.issuer, s.tokens.accessTTL, s.tokens.refreshTTL})
 	}
 	for want, s := range map[string]*server{
@@ -1055,48 +1464,35 @@ func checkClaims(t *testing.T, c claims, payload string) {
 		t.Fatalf("got %s accepted, want %v", payload, err)
 	}
 	for name, got := range map[string]any{"sub": c.subject, "type": c.typ, "iss": c.issuer, "jti": c.id,
-		"exp": c.expiry, "iat": c.issuedAt, "nbf": c.notBefore} {
+		"exp": c.expiry, "iat": c.issuedAt, "nbf": c.notBefore, "sid": c.session, "gen": float64(c.gen)} {
 		if value, ok := want[name]; ok && got != value || !ok && !reflect.ValueOf(got).IsZero() {
 			t.Errorf("%s: got %v, want %v", name, got, value)
 		}
 	}
+	c.session, c.typ = cmp.Or(c.session, "s1"), refreshToken // Written tokens have a session.
 	again, err := parseClaims(string(c.appendJSON(nil)))
-	text := func(c claims) string { return fmt.Sprintf("%q", []any{c.subject, c.scopes, c.typ, c.id, c.issuer}) }
+	text := func(c claims) string {
+		return fmt.Sprintf("%q", []any{c.subject, c.scopes, c.typ, c.id, c.issuer, c.session, c.gen})
+	}
 	equal(t, "written and parsed", fmt.Sprint(text(again), " ", err), text(c)+" <nil>")
 }
 
-// FuzzPHC computes no hash: it checks the bounds of the cost.
-func FuzzPHC(f *testing.F) {
-	addSeeds(f, "phc.json", func(encoded string) []any { return []any{encoded} })
-	f.Fuzz(func(t *testing.T, encoded string) {
-		h, err := parsePHC(encoded)
-		if err != nil {
-			return
-		}
-		m, time, p := h.params.memory, h.params.time, uint32(h.params.threads)
-		if p < 1 || p > 16 || time < 1 || time > 10 || m < 8*p || m > 256<<10 ||
-			len(h.salt) < 8 || len(h.salt) > 64 || len(h.hash) < 16 || len(h.hash) > 64 {
-			t.Errorf("got %s accepted, want it within the bounds", h)
-		}
-		equal(t, "encoded again", h.String(), encoded)
-	})
-}
-
-func benchToken() (t *tokens, u user, token string) {
+func benchToken() (t *tokens, u user, s session, token string) {
 	t, u = tokensAt(time.Unix(1795503214, 0), partsSecret), user{id: newUUID(), scopes: []string{"me"}}
-	return t, u, t.issue(u, accessToken, t.accessTTL)
+	s = session{id: newUUID(), expires: 1796108014}
+	return t, u, s, t.issuePair(u, s, "").AccessToken
 }
 
 func BenchmarkTokenSign(b *testing.B) {
-	tokens, u, _ := benchToken()
+	tokens, u, s, _ := benchToken()
 	b.ReportAllocs()
 	for b.Loop() {
-		tokens.issue(u, accessToken, tokens.accessTTL)
+		tokens.issue(u, s, accessToken, s.expires)
 	}
 }
 
 func BenchmarkTokenVerify(b *testing.B) {
-	tokens, _, token := benchToken()
+	tokens, _, _, token := benchToken()
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := tokens.verify(token, accessToken); err != nil {
@@ -1107,7 +1503,7 @@ func BenchmarkTokenVerify(b *testing.B) {
 
 // BenchmarkHMAC is the lower bound of the two above: one MAC over the same bytes.
 func BenchmarkHMAC(b *testing.B) {
-	_, _, token := benchToken()
+	_, _, _, token := benchToken()
 	input := []byte(token[:strings.LastIndexByte(token, '.')])
 	mac := hmac.New(sha256.New, []byte(partsSecret))
 	var sum [sha256.Size]byte
@@ -1120,7 +1516,7 @@ func BenchmarkHMAC(b *testing.B) {
 }
 
 func BenchmarkPasswordVerify(b *testing.B) {
-	p := newPasswords(argon2Params{memory: 64 << 10, time: 3, threads: 4}, 1)
+	p := newPasswords(phc.Params{Memory: 64 << 10, Time: 3, Threads: 4}, 1)
 	encoded := p.hash("correct horse battery staple")
 	b.ReportAllocs()
 	for b.Loop() {
@@ -1130,49 +1526,56 @@ func BenchmarkPasswordVerify(b *testing.B) {
 	}
 }
 
-// BenchmarkStore looks up users among n, and adds and removes one. It looks up few, so that it measures
-// the work and not the cache misses.
+// BenchmarkStore looks up users among n, updates them, and adds and removes one. They are few, so that
+// it measures the work and not the cache misses.
 func BenchmarkStore(b *testing.B) {
 	for _, n := range []int{1, 1000, 1_000_000} {
 		s := filled(b, n)
 		last := s.records[max(0, n-16):]
-		b.Run(fmt.Sprintf("byID/%d", n), func(b *testing.B) {
-			for i := 0; b.Loop(); i++ {
-				s.byID(b.Context(), last[i%len(last)].id)
-			}
-		})
-		b.Run(fmt.Sprintf("byEmail/%d", n), func(b *testing.B) {
-			for i := 0; b.Loop(); i++ {
-				s.byEmail(b.Context(), last[i%len(last)].email)
-			}
-		})
-		b.Run(fmt.Sprintf("add/%d", n), func(b *testing.B) {
-			for b.Loop() {
+		for _, op := range []struct {
+			name string
+			run  func(id, email string)
+		}{
+			{"byID", func(id, _ string) { s.byID(b.Context(), id) }},
+			{"byEmail", func(_, email string) { s.byEmail(b.Context(), email) }},
+			{"update", func(id, _ string) { s.update(b.Context(), id, func(u *user) error { return nil }) }},
+			{"add", func(string, string) {
 				s.add(b.Context(), user{id: "another", email: "another@example.com"})
 				delete(s.ids, "another")
 				delete(s.emails, "another@example.com")
 				s.records = s.records[:n]
-			}
-		})
+			}},
+		} {
+			b.Run(fmt.Sprintf("%s/%d", op.name, n), func(b *testing.B) {
+				for i := 0; b.Loop(); i++ {
+					op.run(last[i%len(last)].id, last[i%len(last)].email)
+				}
+			})
+		}
 	}
 }
 
-// BenchmarkStoreMemory reports the bytes per user, without the user's strings.
-func BenchmarkStoreMemory(b *testing.B) {
-	const n = 1_000_000
-	source := filled(b, n)
-	for b.Loop() {
+// TestUserMemory bounds the bytes that a user takes besides its strings, and those of a session.
+func TestUserMemory(t *testing.T) {
+	const n = 2000
+	s, source := partsServer(t), filled(t, n)
+	for sessions, limit := range map[int]int{0: 600, 1: 600 + 250, 20: 600 + 20*250} {
 		var before, after runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&before)
-		s := newUsers()
+		s.users = newUsers()
 		for _, u := range source.records {
-			s.add(b.Context(), *u)
+			s.users.add(t.Context(), *u)
+			for range sessions {
+				mustUpdate(t, s, u.id, func(u *user) { u.begin(s.newSession("Mozilla/5.0"), 1500) })
+			}
 		}
 		runtime.GC()
 		runtime.ReadMemStats(&after)
-		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "bytes/user")
-		runtime.KeepAlive(s)
+		got := int(after.HeapAlloc-before.HeapAlloc) / n
+		if t.Logf("%d sessions: %d bytes", sessions, got); got > limit {
+			t.Errorf("%d sessions: got %d bytes, want at most %d", sessions, got, limit)
+		}
 	}
 }
 
@@ -1183,43 +1586,58 @@ func (s sink) Header() http.Header               { return http.Header(s) }
 func (s sink) WriteHeader(int)                   {}
 func (s sink) Write(b []byte) (n int, err error) { return len(b), nil }
 
-// benchServer returns a server that logs to w, and the access token of a user with the scope admin.
-func benchServer(b *testing.B, w io.Writer) (s *server, token string) {
+// benchServer returns a server that logs to w, and the token pair of a user with the scope admin.
+func benchServer(b *testing.B, w io.Writer) (*server, tokenPair) {
 	cfg := partsConfig()
 	cfg.adminEmail = ""
-	s = serverOf(b, cfg)
+	s := serverOf(b, cfg)
 	lines := logwriter.New(w, func(int) {})
 	b.Cleanup(lines.Close)
 	s.log = newLogger("text", lines)
+	begun := s.newSession("Mozilla/5.0")
 	u := user{id: newUUID(), email: "user@example.com", name: "Test User", scopes: []string{"me", "admin"}}
+	u.sessions = []session{begun}
 	s.users.add(b.Context(), u)
-	return s, s.tokens.issue(u, accessToken, time.Hour)
+	return s, s.tokens.issuePair(u, begun, "")
 }
 
-// benchHandler measures GET requests without a network.
-func benchHandler(b *testing.B, s *server, path, token string) {
+// benchHandler measures requests with a body, or without one, but not the network. reset precedes each.
+func benchHandler(b *testing.B, s *server, request, token, body string, reset func()) {
 	handler := s.handler()
-	r := httptest.NewRequest("GET", path, nil)
+	method, path, _ := strings.Cut(request, " ")
+	r := httptest.NewRequest(method, path, nil)
 	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Content-Type", "application/json")
 	b.ReportAllocs()
 	for b.Loop() {
+		reset()
+		r.Body = io.NopCloser(strings.NewReader(body))
 		handler.ServeHTTP(sink{}, r)
 	}
 }
 
-// BenchmarkMe measures the middleware, the token, the handler and the log line.
+// BenchmarkMe measures the middleware, the token, its session, the handler and the log line.
 func BenchmarkMe(b *testing.B) {
-	s, token := benchServer(b, io.Discard)
-	benchHandler(b, s, "/me", token)
+	s, pair := benchServer(b, io.Discard)
+	benchHandler(b, s, "GET /me", pair.AccessToken, "", func() {})
+}
+
+// BenchmarkRefresh measures a rotation, always from the same record.
+func BenchmarkRefresh(b *testing.B) {
+	s, pair := benchServer(b, io.Discard)
+	record := s.users.records[0]
+	body := fmt.Sprintf(`{"refresh_token":%q}`, pair.RefreshToken)
+	benchHandler(b, s, "POST /auth/refresh", "", body, func() { s.users.records[0] = record })
+	equal(b, "generation", s.users.records[0].sessions[0].gen, 1)
 }
 
 // BenchmarkListUsers writes a list of a million users.
 func BenchmarkListUsers(b *testing.B) {
-	s, token := benchServer(b, io.Discard)
+	s, pair := benchServer(b, io.Discard)
 	caller := *s.users.records[0]
 	s.users = filled(b, 1_000_000)
 	s.users.add(b.Context(), caller)
-	benchHandler(b, s, "/admin/users", token)
+	benchHandler(b, s, "GET /admin/users", pair.AccessToken, "", func() {})
 }
 
 // BenchmarkServe has 32 clients that send requests over loopback as fast as they can: to a server of
@@ -1239,8 +1657,8 @@ func BenchmarkServe(b *testing.B) {
 			b.Fatal(err)
 		}
 		defer file.Close()
-		s, token := benchServer(b, file)
-		benchServe(b, token, func(listener net.Listener) { s.serve(b.Context(), listener, defaultTimeouts) })
+		s, pair := benchServer(b, file)
+		benchServe(b, pair.AccessToken, func(listener net.Listener) { s.serve(b.Context(), listener, defaultTimeouts) })
 	})
 }
 

@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"jwt-auth-api/internal/openapi"
+	"jwt-auth-api/internal/phc"
 	"jwt-auth-api/internal/webscript"
 )
 
@@ -39,8 +40,11 @@ import (
 // and the walkthrough in README.md specify the API. Each response is compared with docs/openapi.json,
 // and the log of each server is checked.
 
-// liveSecret signs the tokens of the servers that these tests start.
-const liveSecret = "change-me-to-a-long-random-string-at-least-32-bytes-please"
+// liveSecret signs the tokens of the servers that these tests start, and freshSecret those of a few.
+const (
+	liveSecret  = documentedSecret
+	freshSecret = "a-fresh-secret-of-the-year-2027-with-at-least-32-bytes"
+)
 
 // liveStart is the time on the clock of a server until a test advances it.
 var liveStart = time.Unix(1795503214, 0).UTC()
@@ -55,7 +59,7 @@ type liveServer struct {
 	transport        http.Transport
 
 	mu   sync.Mutex      // protects the fields below
-	ids  map[string]bool // whether the log has a line, by X-Request-Id
+	ids  map[string]int  // lines that the log must have, by X-Request-Id
 	sent map[string]bool // passwords
 }
 
@@ -64,11 +68,11 @@ type liveServer struct {
 func newLiveServer(t testing.TB, settings ...string) *liveServer {
 	t.Helper()
 	cfg, warnings, err := loadConfig(append([]string{"APP_JWT_SECRET=" + liveSecret}, settings...))
-	if err != nil || len(warnings) > 1 { // liveSecret is the documented one.
+	if err != nil || len(warnings) > 1 { // one about the documented secret
 		t.Fatal(err, warnings)
 	}
-	cfg.argon2 = argon2Params{memory: 64, time: 1, threads: 1}
-	s := &liveServer{ids: map[string]bool{}, sent: map[string]bool{documentedPassword: true}}
+	cfg.argon2 = phc.Params{Memory: 64, Time: 1, Threads: 1}
+	s := &liveServer{ids: map[string]int{}, sent: map[string]bool{documentedPassword: true}}
 	text, json := newLogger("text", &s.textLog).Handler(), newLogger("json", &s.jsonLog).Handler()
 	if s.described, err = openapi.Load("docs/openapi.json"); err == nil {
 		s.server, err = newServer(t.Context(), cfg, s.now, slog.New(slog.NewMultiHandler(text, json)))
@@ -163,27 +167,30 @@ func (s *liveServer) Send(t testing.TB, request string, header []string, body st
 		s.sent[m[1]] = true
 	}
 	id, nosniff := resp.Header.Get("X-Request-Id"), resp.Header["X-Content-Type-Options"]
-	if _, seen := s.ids[id]; seen || id == "" || !slices.Equal(nosniff, []string{"nosniff"}) {
+	if _, seen := s.ids[id]; id == "" || seen || !slices.Equal(nosniff, []string{"nosniff"}) {
 		t.Errorf("%s: got X-Request-Id: %q and X-Content-Type-Options: %q, want a new id and nosniff", request, id, nosniff)
 	}
-	s.ids[id] = got.Status >= 400 || strings.Trim(path, "/") != "healthz" // Successful health checks are not logged.
+	s.ids[id] = 1
+	if strings.Contains(request, " /healthz") && got.Status == http.StatusOK {
+		s.ids[id] = 0
+	}
 	return got
 }
 
 // logLine matches a line of a log, its message and its request id.
 var logLine = map[string]*regexp.Regexp{
-	"text": regexp.MustCompile(`^time=\S+ level=(?:INFO|WARN|ERROR) msg=(\w+|"[^"\\]+")` +
+	"text": regexp.MustCompile(`^time=\S+ level=(?:INFO|WARN|ERROR) msg=(\w+|"[\w ;:-]+")` +
 		`(?: [a-z_]+=(?:[^\s"=]*|"(?:[^"\\]|\\.)*"))*?(?: request_id=(\w+))?\n$`),
-	"json": regexp.MustCompile(`^{"time":"[^"]+","level":"(?:INFO|WARN|ERROR)","msg":("[^"\\]+")` +
+	"json": regexp.MustCompile(`^{"time":"[^"]+","level":"(?:INFO|WARN|ERROR)","msg":("[\w ;:-]+")` +
 		`(?:,"[a-z_]+":(?:\d+|"(?:[^"\\]|\\.)*"))*?(?:,"request_id":"(\w+)")?}\n$`),
 }
 
-// checkLog fails unless the log has one line for each request, and each line is well-formed and
-// contains no secret, password, hash or token.
+// checkLog fails unless the log has one line for each request but successful health checks, and each
+// line is well-formed and contains no secret, password, hash or token.
 func (s *liveServer) checkLog(t testing.TB) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	private := slices.AppendSeq([]string{liveSecret, "$argon2id$", "eyJ"}, maps.Keys(s.sent))
+	private := slices.AppendSeq([]string{liveSecret, freshSecret, "$argon2id$", "eyJ"}, maps.Keys(s.sent))
 	for format, log := range map[string]string{"text": s.textLog.String(), "json": s.jsonLog.String()} {
 		requests := map[string]int{}
 		for line := range strings.Lines(log) {
@@ -195,9 +202,9 @@ func (s *liveServer) checkLog(t testing.TB) {
 				requests[m[2]]++
 			}
 		}
-		for id, logged := range s.ids {
-			if (requests[id] == 1) != logged {
-				t.Errorf("%s log: got %d lines of the request %s, want one: %t", format, requests[id], id, logged)
+		for id, want := range s.ids {
+			if requests[id] != want {
+				t.Errorf("%s log: got %d lines of the request %s, want %d", format, requests[id], id, want)
 			}
 		}
 	}
@@ -263,35 +270,105 @@ func TestEveryRouteIsDescribed(t *testing.T) {
 }
 
 // TestDescribedExamples sends the examples of requests in the order of the routes, so that the user is
-// registered before the login. An error is the example word for word.
+// registered before the login. Each has the tokens of a new session. An error is the example word for
+// word.
 func TestDescribedExamples(t *testing.T) {
-	s := startServer(t)
-	pair := map[string]any{}
+	s, sent := startServer(t), 0
 	for _, operation := range operations() {
 		for _, ex := range s.described.Examples(operation) {
-			if ex.Values["refresh_token"] != nil && ex.Status == "200" {
-				ex.Values["refresh_token"] = pair["refresh_token"]
+			id := "admin-0"
+			if ex.Values["current_password"] != nil { // of the user
+				u, _ := s.users.byEmail(t.Context(), "user@example.com")
+				id = u.id
 			}
-			form := url.Values{}
+			pair, form := s.begin(t, id), url.Values{}
 			for name, value := range ex.Values {
-				form.Set(name, fmt.Sprint(value))
+				if strings.HasPrefix(fmt.Sprint(value), "eyJ") {
+					ex.Values[name] = pair.RefreshToken
+				}
+				form.Set(name, fmt.Sprint(ex.Values[name]))
 			}
 			body := []byte(form.Encode())
 			if ex.Media == "application/json" {
 				body, _ = json.Marshal(ex.Values) // never fails
 			}
-			got, value := s.Send(t, ex.Request, []string{"Content-Type: " + ex.Media}, string(body)), map[string]any{}
-			decode(t, got.Body, &value)
-			if value["detail"] == nil {
-				pair, ex.Response = value, value
+			header := []string{"Content-Type: " + ex.Media, "Authorization: Bearer " + pair.AccessToken}
+			got := s.Send(t, strings.Replace(ex.Request, "{id}", "admin-0", 1), header, string(body))
+			want := got.Body
+			if got.Status >= 400 {
+				text, _ := json.Marshal(ex.Response) // never fails
+				want = string(text)
 			}
-			if strconv.Itoa(got.Status) != ex.Status || fmt.Sprint(value) != fmt.Sprint(ex.Response) {
-				t.Errorf("%s, example %s: got %d %s, want %s %v", ex.Request, ex.Name, got.Status, got.Body, ex.Status, ex.Response)
+			if sent++; strconv.Itoa(got.Status) != ex.Status || got.Body != want {
+				t.Errorf("%s, example %s: got %d %s, want %s %s", ex.Request, ex.Name, got.Status, got.Body, ex.Status, want)
 			}
 		}
 	}
-	if pair["refresh_token"] == nil {
-		t.Errorf("docs/openapi.json: got the last pair %v, want one", pair)
+	if sent == 0 {
+		t.Error("docs/openapi.json: got no example, want some")
+	}
+}
+
+// TestRequirements sends each operation without a token, with invalid ones, and with tokens that have
+// the scope or lack it. The requests have no body, and an id of no user in the path: the caller is
+// checked first.
+func TestRequirements(t *testing.T) {
+	public := strings.Fields("/auth/register /auth/login /auth/refresh /auth/revoke /healthz")
+	s := startServer(t)
+	addUsers(t, s, 1)
+	for _, operation := range operations() {
+		method, path, _ := strings.Cut(operation, " ")
+		request := strings.ToUpper(method) + " " + strings.Replace(path, "{id}", "nobody", 1)
+		unknown, invalid, lacking := "401 Bearer", `401 Bearer error="invalid_token"`, "passes"
+		if strings.HasPrefix(path, "/admin/") {
+			invalid = `401 Bearer scope="admin", error="invalid_token"`
+			lacking = `403 Bearer scope="admin", error="insufficient_scope"`
+		} else if slices.Contains(public, path) {
+			unknown, invalid = "passes", "passes"
+		}
+		admin := s.begin(t, "admin-0")
+		c, _ := s.tokens.verify(admin.AccessToken, accessToken)
+		c.scopes = []string{"me"}
+		for _, row := range [][2]string{
+			{"X: y", unknown},
+			{"Authorization: Basic abc", unknown},
+			{"Authorization: Bearer abc", invalid},
+			{"Authorization: Bearer " + admin.RefreshToken, invalid},
+			{"Authorization: Bearer " + s.tokens.keys[0].sign(c.appendJSON(nil)), lacking},
+			{"Authorization: Bearer " + s.begin(t, "id 0").AccessToken, lacking},
+			{"Authorization: Bearer " + s.begin(t, "admin-0").AccessToken, "passes"},
+		} {
+			resp := s.Send(t, request, row[:1], "")
+			got := fmt.Sprint(resp.Status, " ", resp.Header.Get("WWW-Authenticate"))
+			if resp.Status != http.StatusUnauthorized && resp.Status != http.StatusForbidden {
+				got = "passes"
+			}
+			if got != row[1] {
+				t.Errorf("%s with %s: got %s, want %s", request, row[0], got, row[1])
+			}
+		}
+	}
+}
+
+// TestMethods sends each method to each path, with a trailing slash and without one.
+func TestMethods(t *testing.T) {
+	s := startServer(t)
+	for _, route := range s.routes() {
+		allowed := slices.Sorted(maps.Keys(route.methods))
+		for _, method := range strings.Fields("GET HEAD POST PUT PATCH DELETE OPTIONS TRACE get") {
+			for _, slash := range []string{"", "/"} {
+				want := strings.Join(allowed, ", ")
+				if slices.Contains(allowed, strings.Replace(method, "HEAD", "GET", 1)) {
+					want = ""
+				}
+				request := method + " " + strings.Replace(route.path, "{id}", "nobody", 1) + slash
+				resp := s.Send(t, request, nil, "")
+				allow := resp.Header.Get("Allow")
+				if allow != want || (resp.Status == 405) != (want != "") || resp.Status == 404 {
+					t.Errorf("%s: got %d and Allow: %s, want Allow: %s", request, resp.Status, allow, want)
+				}
+			}
+		}
 	}
 }
 
@@ -315,16 +392,21 @@ func TestRegisterAtOnce(t *testing.T) {
 // logValues replaces the names in testdata/log.json.
 func logValues() *strings.Replacer {
 	const header = `{"alg":"HS256","typ":"JWT"}`
-	claims := func(sub, scope, typ string) string {
-		return fmt.Sprintf(`{"sub":%q,"scopes":[%q],"type":%q,"exp":1795504114,"iss":"jwt-auth-api"}`, sub, scope, typ)
+	token := func(sub, scope, typ, more string) string {
+		const format = `{"sub":%q,"scopes":[%q],"type":%q,"exp":1795504114,"iss":"jwt-auth-api"%s}`
+		return signToken(header, fmt.Sprintf(format, sub, scope, typ, more))
 	}
-	admin := signToken(header, claims("admin-0", "admin", "access"))
+	admin := token("admin-0", "admin", "access", `,"sid":"admin"`)
 	return strings.NewReplacer(
 		"ADMIN", admin,
 		"FORGED", admin[:len(admin)-1]+"!",
-		"NONE", signToken(`{"alg":"none","typ":"JWT"}`, claims("admin-0", "admin", "access")),
-		"LESS", signToken(header, claims("admin-0", "me", "access")),
-		"GONE", signToken(header, claims("nobody", "admin", "refresh")),
+		"NONE", signToken(`{"alg":"none","typ":"JWT"}`, "{}"),
+		"LESS", token("admin-0", "me", "access", `,"sid":"admin"`),
+		"GONE", token("nobody", "admin", "refresh", ""),
+		"LEAVER", token("admin-0", "admin", "access", `,"sid":"leaver"`),
+		"REVOKED", token("other", "me", "access", `,"sid":"revoked"`),
+		"SLEPT", token("other", "me", "refresh", `,"sid":"slept","gen":1`),
+		"REUSED", token("other", "me", "refresh", `,"sid":"reused","gen":0`),
 		"TOOLARGE", strings.Repeat("x", maxBody+1),
 		"FORGERY", "x%22%0D%0Atime=2026-01-01T00:00:00Z%20level=ERROR%20msg=forged%20%22")
 }
@@ -343,6 +425,16 @@ func TestLog(t *testing.T) {
 	}
 	decode(t, logValues().Replace(string(text)), &rows)
 	s := startServer(t, "APP_TRUSTED_PROXIES=127.0.0.0/8")
+	sessions := func(ids ...string) (list []session) {
+		for _, id := range ids {
+			list = append(list, session{id: id, gen: 2, expires: liveStart.Unix() + 1})
+		}
+		return list
+	}
+	s.users.records[0].sessions = sessions("admin", "leaver", "ended")
+	other := user{id: "other", email: "other@example.com", name: "Other", scopes: []string{"me"}}
+	other.sessions = sessions("revoked", "slept", "reused")
+	s.users.add(t.Context(), other)
 	for range 10 {
 		s.Send(t, "POST /auth/login", []string{jsonType}, `{"username":"throttled@example.com","password":"wrong-password"}`)
 	}
@@ -379,17 +471,17 @@ func (s *liveServer) logOf(id string) (lines []string) {
 // TestSecretRotated sends a pair from before a change of the secret, and one from during it, to a
 // server before, during and after the change.
 func TestSecretRotated(t *testing.T) {
-	const fresh = "a-fresh-secret-of-the-year-2027-with-at-least-32-bytes"
 	before := startServer(t)
-	during := startServer(t, "APP_JWT_SECRET="+fresh, "APP_JWT_PREVIOUS_SECRETS="+liveSecret)
-	after := startServer(t, "APP_JWT_SECRET="+fresh)
+	during := startServer(t, "APP_JWT_SECRET="+freshSecret, "APP_JWT_PREVIOUS_SECRETS="+liveSecret)
+	after := startServer(t, "APP_JWT_SECRET="+freshSecret)
+	during.users, after.users = before.users, before.users
 	for _, row := range []struct {
 		name string
 		pair tokenPair
 		want []int
 	}{
-		{"the old pair", before.adminPair(t), []int{200, 200, 401}},
-		{"a new pair", during.adminPair(t), []int{401, 200, 200}},
+		{"the old pair", before.begin(t, "admin-0"), []int{200, 200, 401}},
+		{"a new pair", during.begin(t, "admin-0"), []int{401, 200, 200}},
 	} {
 		for i, s := range []*liveServer{before, during, after} {
 			me := s.Send(t, "GET /me", []string{"Authorization: Bearer " + row.pair.AccessToken}, "").Status
@@ -595,31 +687,42 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-// TestBusy sends a login and a registration while the only slot for hashes is taken. Other requests do
-// not wait.
+// TestBusy sends requests that need a hash while the only slot is taken. Other requests do not wait.
 func TestBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, listener := serveInMemory(t)
-		s.passwords = fullPasswords(1, 0)
-		start := time.Now()
+		s.occupy()
+		pair, start := s.begin(t, "admin-0"), time.Now()
+		bearer := "\r\nAuthorization: Bearer " + pair.AccessToken
+		send := func(method, path, body string) string {
+			return method + strings.TrimPrefix(post(path, length(len(body))+bearer, body), "POST")
+		}
 		var wg sync.WaitGroup
-		for _, request := range []string{postLogin, post("/auth/register", length(len(registerBody)), registerBody)} {
+		for _, request := range []string{
+			postLogin,
+			send("POST", "/auth/register", registerBody),
+			send("POST", "/auth/password", `{"current_password":"admin-password","new_password":"secret123"}`),
+			send("PATCH", "/admin/users/admin-0", `{"name":"N","password":"secret123"}`),
+		} {
 			conn := listener.dial(t)
 			wg.Go(func() {
 				go io.WriteString(conn, request)
 				got, header := readResponse(bufio.NewReader(conn))
 				wait, took := header.Get("Retry-After"), time.Since(start)
 				if !strings.HasPrefix(got, busy) || wait != "1" || took != 5*time.Second {
-					t.Errorf("got %s and Retry-After: %s after %v, want %s and 1 after 5s", got, wait, took, busy)
+					t.Errorf("%s: got %s and Retry-After: %s after %v, want %s and 1 after 5s", request, got, wait, took, busy)
 				}
 			})
 		}
 		synctest.Wait()
-		pair := s.adminPair(t)
-		bearer := "Authorization: Bearer " + pair.AccessToken + "\r\n"
-		body := fmt.Sprintf(`{"refresh_token":%q}`, pair.RefreshToken)
-		refresh := post("/auth/refresh", length(len(body)), body)
-		for _, request := range []string{getHealth, get("/me", bearer), get("/admin/users", bearer), refresh} {
+		for _, request := range []string{
+			getHealth,
+			get("/me/sessions", bearer[2:]+"\r\n"),
+			get("/admin/users", bearer[2:]+"\r\n"),
+			send("PATCH", "/me", `{"name":"N"}`),
+			send("POST", "/auth/refresh", fmt.Sprintf(`{"refresh_token":%q}`, pair.RefreshToken)),
+			send("POST", "/auth/revoke", fmt.Sprintf(`{"token":%q}`, pair.RefreshToken)),
+		} {
 			if got := ask(listener.dial(t), request); !strings.HasPrefix(got, "200 ") || time.Since(start) != 0 {
 				t.Errorf("%s: got %s after %v, want 200 at once", request, got, time.Since(start))
 			}
@@ -628,9 +731,22 @@ func TestBusy(t *testing.T) {
 	})
 }
 
-func (s *liveServer) adminPair(t *testing.T) tokenPair {
-	admin, _ := s.users.byID(t.Context(), "admin-0")
-	return s.tokens.issuePair(admin)
+// begin begins a session of the user with an id, and returns its tokens.
+func (s *liveServer) begin(t *testing.T, id string) tokenPair {
+	t.Helper()
+	begun := s.newSession("")
+	u, err := s.users.update(t.Context(), id, func(u *user) error { u.begin(begun, begun.created); return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.tokens.issuePair(u, begun, "")
+}
+
+// occupy takes the only slot for hashes.
+func (s *liveServer) occupy() (release func()) {
+	s.passwords = newPasswords(s.passwords.params, 1)
+	release, _ = s.passwords.Acquire(context.Background()) // The slot is free.
+	return release
 }
 
 // TestLateBody sends the body of a login at the end of the time for a request. The wait for a slot,
@@ -648,11 +764,11 @@ func TestLateBody(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s, listener := serveInMemory(t)
-			s.passwords.slots <- struct{}{}
+			release := s.occupy()
 			conn := listener.dial(t)
 			io.WriteString(conn, strings.TrimSuffix(postLogin, loginBody))
 			time.AfterFunc(row.body, func() { io.WriteString(conn, loginBody) })
-			time.AfterFunc(row.slot, func() { <-s.passwords.slots })
+			time.AfterFunc(row.slot, release)
 			<-time.After(row.read)
 			if got, _ := readResponse(bufio.NewReader(conn)); !strings.HasPrefix(got, row.want) {
 				t.Errorf("%s: got %s, want %s", row.name, got, row.want)
@@ -675,7 +791,7 @@ func TestListStreams(t *testing.T) {
 			s, listener := serveInMemory(t)
 			addUsers(t, s, 20_000)
 			conn, start := listener.dial(t), time.Now()
-			io.WriteString(conn, get("/admin/users", "Authorization: Bearer "+s.adminPair(t).AccessToken+"\r\n"))
+			io.WriteString(conn, get("/admin/users", "Authorization: Bearer "+s.begin(t, "admin-0").AccessToken+"\r\n"))
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
 				t.Fatal(err)
@@ -726,7 +842,7 @@ func TestListPages(t *testing.T) {
 		s := newLiveServer(t)
 		addUsers(t, s, row.users-1)
 		r := httptest.NewRequest("GET", "/admin/users"+row.query, nil)
-		r.Header.Set("Authorization", "Bearer "+s.adminPair(t).AccessToken)
+		r.Header.Set("Authorization", "Bearer "+s.begin(t, "admin-0").AccessToken)
 		reads := &pageWriter{httptest.NewRecorder(), nil, nil}
 		gone := &pageWriter{httptest.NewRecorder(), net.ErrClosed, nil}
 		s.handler().ServeHTTP(reads, r)
@@ -741,7 +857,8 @@ func TestListPages(t *testing.T) {
 // addUsers adds n users who cannot log in.
 func addUsers(t *testing.T, s *liveServer, n int) {
 	for i := range n {
-		u := user{id: fmt.Sprint("id ", i), email: fmt.Sprint(i, "@example.com"), name: strings.Repeat("n", 50)}
+		u := user{id: fmt.Sprint("id ", i), email: fmt.Sprint(i, "@example.com"), scopes: []string{"me"}}
+		u.name = strings.Repeat("n", 50)
 		s.users.add(t.Context(), u)
 	}
 }
@@ -760,7 +877,7 @@ func TestShutdown(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s, listener := newLiveServer(t), make(pipeListener)
-			s.passwords = fullPasswords(1, 0)
+			release := s.occupy()
 			cancel, ended := s.serveOn(t, listener)
 			idle, conn := listener.dial(t), listener.dial(t)
 			ask(idle, getHealth)
@@ -781,7 +898,7 @@ func TestShutdown(t *testing.T) {
 			case row.request == getHealth:
 				<-ended
 			default:
-				time.AfterFunc(row.slot, func() { <-s.passwords.slots })
+				time.AfterFunc(row.slot, release)
 			}
 			if got, _ := readResponse(bufio.NewReader(conn)); !strings.HasPrefix(got, row.response) {
 				t.Errorf("%s: got %s, want %s", row.name, got, row.response)
@@ -808,25 +925,32 @@ func TestFaults(t *testing.T) {
 	)
 	for _, row := range []struct {
 		name, request string
-		breaks        func(s *liveServer)
+		breaks        func(t *testing.T, s *liveServer)
 		want          string
 		logged        []string
 	}{
-		{"a full queue", postLogin, func(s *liveServer) { s.passwords = fullPasswords(1, 64) }, busy,
+		{"a full queue", postLogin, func(t *testing.T, s *liveServer) {
+			s.occupy()
+			for range 64 {
+				go s.passwords.Acquire(t.Context())
+			}
+			synctest.Wait()
+		}, busy,
 			[]string{login + "busy, try again", "ERROR request method=POST route=POST /auth/login status=503 "}},
-		{"a malformed hash", postLogin, func(s *liveServer) { s.users.records[0].hash = newSecret("none") }, failed,
-			[]string{login + hash, "ERROR request failed reason=" + hash, "ERROR request method=POST "}},
-		{"a panic", get("/me", bearer), func(s *liveServer) { s.users = nil }, failed,
+		{"a malformed hash", postLogin, func(t *testing.T, s *liveServer) {
+			s.users.records[0].hash = newSecret("none")
+		}, failed, []string{login + hash, "ERROR request failed reason=" + hash, "ERROR request method=POST "}},
+		{"a panic", get("/me", bearer), func(t *testing.T, s *liveServer) { s.users = nil }, failed,
 			[]string{"ERROR request method=GET route=GET /me status=500 ", panics}},
-		{"a panic after the response began", get("/admin/users", bearer), func(s *liveServer) {
+		{"a panic after the response began", get("/admin/users", bearer), func(t *testing.T, s *liveServer) {
 			addUsers(t, s, streamPage)
 			s.users.records = append(s.users.records, nil)
 		}, "unexpected EOF", []string{"INFO request method=GET route=GET /admin/users status=200 ", panics}},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s, listener := serveInMemory(t)
-			request := strings.Replace(row.request, "TOKEN", s.adminPair(t).AccessToken, 1)
-			row.breaks(s)
+			request := strings.Replace(row.request, "TOKEN", s.begin(t, "admin-0").AccessToken, 1)
+			row.breaks(t, s)
 			for _, exchange := range [][2]string{{request, row.want}, {getHealth, healthy}} {
 				if got := ask(listener.dial(t), exchange[0]); !strings.HasPrefix(got, exchange[1]) {
 					t.Errorf("%s: %s: got %s, want %s", row.name, exchange[0], got, exchange[1])
@@ -865,7 +989,7 @@ func TestServeFails(t *testing.T) {
 	}
 }
 
-var runEnviron = []string{"APP_JWT_SECRET=" + partsSecret, "APP_ADMIN_EMAIL=", "APP_ADDR=127.0.0.1:0"}
+var runEnviron = []string{"APP_JWT_SECRET=" + freshSecret, "APP_ADMIN_EMAIL=", "APP_ADDR=127.0.0.1:0"}
 
 // TestRun runs the service with a context that is done.
 func TestRun(t *testing.T) {

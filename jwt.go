@@ -1,13 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,9 +30,10 @@ const (
 	// libraries write the same bytes, so one comparison replaces parsing for nearly every token.
 	encodedHeader = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
 
-	encodedMACLen = 43   // bytes; 32 bytes in base64url without padding
-	maxTokenLen   = 4096 // bytes; bounds what is hashed
-	leeway        = 60   // seconds; how far clocks of several machines may differ
+	encodedMACLen = 43      // bytes; 32 bytes in base64url without padding
+	maxTokenLen   = 4096    // bytes; bounds what is hashed
+	maxGen        = 1 << 53 // the last whole number before a float64 has gaps
+	leeway        = 60      // seconds; how far clocks of several machines may differ
 )
 
 var (
@@ -168,6 +173,12 @@ func prefixed(name string, err error) error {
 	return fmt.Errorf("%s: %w", name, err)
 }
 
+// Types of tokens, the values of the claim type.
+const (
+	accessToken  = "access"
+	refreshToken = "refresh"
+)
+
 // claims are the claims of a token (RFC 7519 section 4.1). Times are in seconds since the epoch,
 // with a fraction if the token has one (NumericDate, RFC 7519 section 2).
 type claims struct {
@@ -179,7 +190,13 @@ type claims struct {
 	notBefore float64  // nbf
 	expiry    float64  // exp
 	issuer    string   // iss
+	session   string   // sid; empty in a token of the original
+	gen       int64    // generation of a refresh token
 }
+
+// sessionID returns the id of the session that a token belongs to. A token of the original has its
+// own id for that.
+func (c *claims) sessionID() string { return cmp.Or(c.session, c.id) }
 
 // parseClaims parses a payload. An error names the claim that has the wrong type.
 func parseClaims(payload string) (claims, error) {
@@ -210,6 +227,16 @@ func (c *claims) set(name string, v strictjson.Value) (err error) {
 		c.expiry, err = v.Float()
 	case "iss":
 		c.issuer, err = v.Str()
+	case "sid":
+		if c.session, err = v.Str(); err == nil && c.session == "" {
+			err = errors.New("empty")
+		}
+	case "gen":
+		var n float64
+		if n, err = v.Float(); err == nil && (n < 0 || n > maxGen || n != math.Trunc(n)) {
+			err = errors.New("not a whole number from 0 on")
+		}
+		c.gen = int64(n)
 	case "aud":
 		// A recipient that is not in the audience must reject the token (RFC 7519 section 4.1.3).
 		err = errors.New("no audience is supported")
@@ -217,7 +244,7 @@ func (c *claims) set(name string, v strictjson.Value) (err error) {
 	return err
 }
 
-const errTokenType apiError = "wrong token type"
+var errTokenType = errors.New("wrong token type")
 
 // validate returns an error unless the token is valid now and comes from issuer, and then
 // errTokenType unless it has the type typ.
@@ -240,7 +267,7 @@ func (c *claims) validate(now time.Time, issuer, typ string) error {
 	return nil
 }
 
-// appendJSON appends the claims in the order and spacing of PyJWT.
+// appendJSON appends the claims in the order and spacing of PyJWT, then those of sessions.
 func (c *claims) appendJSON(dst []byte) []byte {
 	dst = appendString(append(dst, `{"sub":`...), c.subject)
 	dst = append(dst, `,"scopes":[`...)
@@ -255,6 +282,10 @@ func (c *claims) appendJSON(dst []byte) []byte {
 	dst = strconv.AppendInt(append(dst, `,"iat":`...), int64(c.issuedAt), 10)
 	dst = strconv.AppendInt(append(dst, `,"exp":`...), int64(c.expiry), 10)
 	dst = appendString(append(dst, `,"iss":`...), c.issuer)
+	dst = appendString(append(dst, `,"sid":`...), c.session)
+	if c.typ == refreshToken {
+		dst = strconv.AppendInt(append(dst, `,"gen":`...), c.gen, 10)
+	}
 	return append(dst, '}')
 }
 
@@ -267,4 +298,19 @@ func appendString(dst []byte, s string) []byte {
 	dst = append(dst, '"')
 	dst = append(dst, s...)
 	return append(dst, '"')
+}
+
+// newUUID returns a random UUID, version 4 (RFC 9562 section 5.4).
+func newUUID() string {
+	b := randomBytes(16)
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	s := hex.EncodeToString(b)
+	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
+}
+
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b) // never fails
+	return b
 }

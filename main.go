@@ -28,6 +28,8 @@ import (
 	"jwt-auth-api/internal/email"
 	"jwt-auth-api/internal/logwriter"
 	"jwt-auth-api/internal/middleware"
+	"jwt-auth-api/internal/phc"
+	"jwt-auth-api/internal/respond"
 	"jwt-auth-api/internal/settings"
 	"jwt-auth-api/internal/throttle"
 )
@@ -103,6 +105,7 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 		},
 		clientIP: middleware.ClientIP(cfg.trustedProxies, log),
 		origins:  cfg.origins,
+		errors:   respond.Errors{Log: log, Table: responses()},
 		log:      log,
 		logKey:   newSecret(string(logKey)),
 		docs:     cfg.docs,
@@ -185,7 +188,7 @@ type config struct {
 	addr            string
 	adminEmail      string
 	adminPassword   secret
-	argon2          argon2Params
+	argon2          phc.Params
 	hashes          int // at once
 	throttle        bool
 	origins         []string // of pages that may read responses
@@ -307,25 +310,25 @@ func (cfg *config) parseAdminPassword(text string) error {
 }
 
 // owaspMinimum has the lowest parameters that OWASP's Password Storage Cheat Sheet allows.
-var owaspMinimum = argon2Params{memory: 19456, time: 2, threads: 1}
+var owaspMinimum = phc.Params{Memory: 19456, Time: 2, Threads: 1}
 
 // memoryPerHash is the peak memory of a flood of logins as a multiple of the memory of the hashes
 // that run at once: the garbage collector frees earlier ones with a delay.
 const memoryPerHash = 3
 
 func (cfg *config) parseArgon2(text string) (err error) {
-	if cfg.argon2, err = parseArgon2Params(text); err != nil {
+	if cfg.argon2, err = phc.ParseParams(text); err != nil {
 		return err
 	}
-	if cfg.argon2.memory < owaspMinimum.memory || cfg.argon2.time < owaspMinimum.time {
+	if cfg.argon2.Memory < owaspMinimum.Memory || cfg.argon2.Time < owaspMinimum.Time {
 		return fmt.Errorf("must be at least %s", owaspMinimum)
 	}
-	perHash := uint64(cfg.argon2.memory) << 10 * memoryPerHash
+	perHash := uint64(cfg.argon2.Memory) << 10 * memoryPerHash
 	have := availableMemory()
 	if perHash > have {
 		return fmt.Errorf("needs %d MiB, and %d are available", perHash>>20, have>>20)
 	}
-	cfg.hashes = max(1, min(runtime.GOMAXPROCS(0)/int(cfg.argon2.threads), int(have/perHash)))
+	cfg.hashes = max(1, min(runtime.GOMAXPROCS(0)/int(cfg.argon2.Threads), int(have/perHash)))
 	return nil
 }
 

@@ -2,21 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
 	"slices"
 	"sync"
 
 	"jwt-auth-api/internal/email"
 )
-
-// A user is the record of one account. Its slices are never modified in place, so copies may share
-// them.
-type user struct {
-	id     string
-	email  string // as email.Parse returns it
-	name   string
-	scopes []string
-	hash   secret // of the password, in the PHC string format
-}
 
 // An apiError is an error whose text clients see.
 type apiError string
@@ -26,7 +20,161 @@ func (e apiError) Error() string { return string(e) }
 const (
 	errEmailTaken  apiError = "email already registered"
 	errUnknownUser apiError = "unknown user"
+	errLastAdmin   apiError = "the last admin"
 )
+
+// A secret is a string that is never printed: every verb of fmt, log/slog and encoding/json write
+// ******** instead. It holds a pointer because fmt prints unexported fields without calling their
+// methods.
+type secret struct {
+	value *string
+}
+
+const redacted = "********"
+
+func newSecret(value string) secret { return secret{&value} }
+
+// reveal returns the string.
+func (s secret) reveal() string {
+	if s.value == nil {
+		return ""
+	}
+	return *s.value
+}
+
+func (s secret) Format(f fmt.State, _ rune)   { io.WriteString(f, redacted) }
+func (s secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
+func (s secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// A user is the record of one account. Its slices are never modified in place, so copies may share
+// them. Times are in seconds since the epoch.
+type user struct {
+	id       string
+	email    string // as email.Parse returns it
+	name     string
+	scopes   []string
+	hash     secret // of the password, in the PHC string format
+	disabled bool
+	deleted  bool      // the record only keeps the place in the order of registration
+	since    int64     // tokens without a session issued up to then are invalid; 0: none
+	sessions []session // in the order in which they began
+	version  int64     // of the record, from 1; 0: not stored yet
+}
+
+// maxSessions bounds the sessions of a user.
+const maxSessions = 20
+
+// A session is what the record keeps of a login. It holds no token.
+type session struct {
+	id        string
+	userAgent string
+	gen       int64 // generation of the latest refresh token
+	created   int64
+	rotated   int64 // when gen last changed
+	forgiven  int64 // when a late retry was last forgiven; 0: never
+	expires   int64
+	adopted   bool // began with a refresh token of the original, whose jti is the id
+}
+
+// lastUsed returns the time of the last login or refresh.
+func (s session) lastUsed() int64 { return max(s.created, s.rotated, s.forgiven) }
+
+// find returns the index of the session with an id at the time now, or -1.
+func (u *user) find(id string, now int64) int {
+	return slices.IndexFunc(u.sessions, func(s session) bool { return s.id == id && s.expires > now })
+}
+
+// begin adds a session. If there are too many, it ends the least recently used one.
+func (u *user) begin(s session, now int64) {
+	u.end(now, func(session) bool { return false })
+	if len(u.sessions) >= maxSessions {
+		oldest := slices.MinFunc(u.sessions, func(a, b session) int { return int(a.lastUsed() - b.lastUsed()) })
+		u.end(now, func(s session) bool { return s.id == oldest.id })
+	}
+	u.sessions = append(u.sessions, s)
+}
+
+// end removes the sessions that match, and those that have expired. If a matching one began with a
+// token of the original, since becomes now, so that the token does not begin it again.
+func (u *user) end(now int64, match func(session) bool) {
+	u.sessions = slices.DeleteFunc(slices.Clone(u.sessions), func(s session) bool {
+		ends := s.expires > now && match(s)
+		if ends && s.adopted {
+			u.since = now
+		}
+		return ends || s.expires <= now
+	})
+}
+
+// endAll ends all sessions, and makes the tokens without a session invalid.
+func (u *user) endAll(now int64) {
+	u.since, u.sessions = now, nil
+}
+
+// accepts reports whether the record allows a valid token: its session exists or, if it is a token of
+// the original, it was issued after since.
+func (u *user) accepts(c claims, now int64) bool {
+	if u.find(c.sessionID(), now) >= 0 {
+		return true
+	}
+	return c.session == "" && !u.disabled && (u.since == 0 || c.issuedAt > float64(u.since))
+}
+
+// edit copies fields from another record. A new password or disabled ends all sessions.
+func (u *user) edit(from user, fields []string, now int64) {
+	for _, field := range fields {
+		switch field {
+		case "name":
+			u.name = from.name
+		case "scopes":
+			u.scopes = from.scopes
+		case "disabled":
+			u.disabled = from.disabled
+		case "password":
+			u.hash = from.hash
+		}
+	}
+	if u.disabled || slices.Contains(fields, "password") {
+		u.endAll(now)
+	}
+}
+
+// isAdmin reports whether u counts as one of the admins.
+func (u *user) isAdmin() bool {
+	return !u.deleted && !u.disabled && slices.Contains(u.scopes, "admin")
+}
+
+// Bounds of the retries of a refresh, in seconds.
+const (
+	retryWindow     = 60          // after a rotation: two tabs, or a lost response
+	forgiveInterval = 6 * 60 * 60 // between late retries: a phone that slept after a lost response
+)
+
+// A verdict is what follows from the use of a refresh token.
+type verdict int
+
+const (
+	rotate  verdict = iota // a pair of a new generation
+	retry                  // a pair of the current generation
+	forgive                // the same, and the next late retry within forgiveInterval is a reuse
+	reuse                  // the session ends: the token was used twice
+)
+
+// judge returns the verdict on a refresh token of generation gen. A generation ahead of the session's
+// means that the last write was lost.
+func (s session) judge(gen, now int64) verdict {
+	switch behind := s.gen - gen; {
+	case behind <= 0:
+		return rotate
+	case behind > 1:
+		return reuse
+	case now-max(s.rotated, s.forgiven) <= retryWindow:
+		return retry
+	case s.forgiven == 0 || now-s.forgiven > forgiveInterval:
+		return forgive
+	}
+	return reuse
+}
 
 // users holds the records of all accounts in memory. It is safe for concurrent use. Callers get
 // and pass copies.
@@ -39,21 +187,6 @@ type users struct {
 
 func newUsers() *users {
 	return &users{ids: make(map[string]int), emails: make(map[string]int)}
-}
-
-// add stores u, or returns errEmailTaken. The check and the insertion share one lock, so exactly
-// one of several concurrent registrations succeeds.
-func (s *users) add(ctx context.Context, u user) error {
-	key := email.Key(u.email)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, taken := s.emails[key]; taken {
-		return errEmailTaken
-	}
-	s.emails[key] = len(s.records)
-	s.ids[u.id] = len(s.records)
-	s.records = append(s.records, &u)
-	return nil
 }
 
 // byID returns the user with an id, or errUnknownUser.
@@ -74,30 +207,15 @@ func (s *users) byEmail(ctx context.Context, address string) (user, error) {
 // lookup is called with mu held.
 func (s *users) lookup(index map[string]int, key string) (user, error) {
 	i, ok := index[key]
-	if !ok {
+	if !ok || s.records[i].deleted {
 		return user{}, errUnknownUser
 	}
 	return *s.records[i], nil
 }
 
-// update replaces the record of the user with an id by one that change modified. It returns
-// errUnknownUser, or the error of change. The id and the email never change.
-func (s *users) update(ctx context.Context, id string, change func(*user) error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	u, err := s.lookup(s.ids, id)
-	if err != nil {
-		return err
-	}
-	if err := change(&u); err != nil {
-		return err
-	}
-	s.records[s.ids[id]] = &u
-	return nil
-}
-
 // after returns up to limit users in order of registration: those after the user with an id, or
-// the first ones if id is empty. It returns errUnknownUser if there is no such user.
+// the first ones if id is empty. A deleted user keeps its place. It returns errUnknownUser if there
+// never was such a user.
 func (s *users) after(ctx context.Context, id string, limit int) ([]user, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -109,16 +227,116 @@ func (s *users) after(ctx context.Context, id string, limit int) ([]user, error)
 		}
 		first = i + 1
 	}
-	page := make([]user, 0, min(limit, len(s.records)-first))
-	for _, u := range s.records[first : first+cap(page)] {
-		page = append(page, *u)
+	var page []user
+	for _, u := range s.records[first:] {
+		if len(page) == limit {
+			break
+		}
+		if !u.deleted {
+			page = append(page, *u)
+		}
 	}
 	return page, nil
 }
 
-// hasAdmin reports whether a user has the scope admin.
+// admin returns an enabled user with the scope admin other than the one with an id, or false. It is
+// called with mu held.
+func (s *users) admin(except string) (user, bool) {
+	for _, u := range s.records {
+		if u.isAdmin() && u.id != except {
+			return *u, true
+		}
+	}
+	return user{}, false
+}
+
+// hasAdmin reports whether an enabled user has the scope admin.
 func (s *users) hasAdmin() bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return slices.ContainsFunc(s.records, func(u *user) bool { return slices.Contains(u.scopes, "admin") })
+	_, ok := s.admin("")
+	return ok
+}
+
+// add stores a new user, or returns errEmailTaken.
+func (s *users) add(ctx context.Context, u user) error {
+	return s.commit(ctx, change{user: u})
+}
+
+var (
+	errConflict  = errors.New("the record has changed")
+	errUnchanged = errors.New("unchanged")
+)
+
+// update modifies the record of the user with an id: it calls modify with a copy and commits that,
+// and starts again if the record has changed meanwhile. So modify must be idempotent. If modify
+// returns errUnchanged, nothing is written. Other errors are returned. The id and the email never
+// change.
+func (s *users) update(ctx context.Context, id string, modify func(*user) error) (user, error) {
+	for {
+		u, err := s.byID(ctx, id)
+		if err != nil {
+			return user{}, err
+		}
+		c := change{base: u.version}
+		if err := modify(&u); errors.Is(err, errUnchanged) {
+			return u, nil
+		} else if err != nil {
+			return user{}, err
+		}
+		c.user = u
+		if err := s.commit(ctx, c); !errors.Is(err, errConflict) {
+			return u, err
+		}
+	}
+}
+
+// A change is the record of a user as it is to be.
+type change struct {
+	user user
+	base int64 // version that it was made from; 0: the id and the email must be unused
+}
+
+// commit makes a change. The checks and the change share one lock, so exactly one of several
+// concurrent changes to a record succeeds. It returns errEmailTaken, errLastAdmin if no other admin
+// would be left, or errConflict if the record has another version.
+func (s *users) commit(ctx context.Context, c change) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.base == 0 {
+		if _, err := s.lookup(s.emails, email.Key(c.user.email)); err == nil {
+			return errEmailTaken
+		}
+	} else if old := s.records[s.ids[c.user.id]]; old.version != c.base {
+		return errConflict
+	} else if old.isAdmin() && !c.user.isAdmin() {
+		if _, other := s.admin(old.id); !other {
+			return errLastAdmin
+		}
+	}
+	c.user.version = c.base + 1
+	s.apply(c.user)
+	return nil
+}
+
+// apply replaces a record unless the present one is as new. It is the only function that modifies
+// the maps. It is called with mu held.
+func (s *users) apply(u user) {
+	i, known := s.ids[u.id]
+	if !known {
+		i = len(s.records)
+		s.ids[u.id] = i
+		s.records = append(s.records, &user{})
+	}
+	old := s.records[i]
+	if u.version <= old.version {
+		return
+	}
+	if u.deleted {
+		delete(s.emails, email.Key(old.email))
+		u = user{id: u.id, version: u.version, deleted: true}
+	} else {
+		s.emails[email.Key(u.email)] = i
+	}
+	s.records[i] = &u
 }

@@ -18,11 +18,21 @@ var files embed.FS
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
-// Handler returns a handler that serves a file of this directory. It panics if there is no such file.
-func Handler(name, contentType string) http.HandlerFunc {
+// Handlers returns the handlers of GET by path.
+func Handlers() map[string]http.Handler {
+	return map[string]http.Handler{
+		"/docs":          handler("index.html", "text/html; charset=utf-8"),
+		"/docs/docs.css": handler("docs.css", "text/css; charset=utf-8"),
+		"/docs/docs.js":  handler("docs.js", "text/javascript; charset=utf-8"),
+		"/openapi.json":  handler("openapi.json", "application/json"),
+	}
+}
+
+// handler returns a handler that serves a file of this directory.
+func handler(name, contentType string) http.HandlerFunc {
 	content, err := files.ReadFile(name)
 	if err != nil {
-		panic(err)
+		panic(err) // The file is embedded.
 	}
 	etag := fmt.Sprintf(`"%x"`, sha256.Sum256(content))
 	return func(w http.ResponseWriter, r *http.Request) {

@@ -39,7 +39,7 @@ function bodyOf({ requestBody }) {
 function fieldsOf({ parameters = [] }, { properties = {}, required = [] }, example) {
   const inBody = Object.entries(properties).map(([name, schema]) => ({ name, in: "body", schema,
     description: schema.description, required: required.includes(name), example: example?.value[name] }));
-  return [...parameters, ...inBody];
+  return [...parameters.map((parameter) => ({ ...resolve(parameter) })), ...inBody];
 }
 
 function hint({ required, description, schema }) {
@@ -53,11 +53,21 @@ function hint({ required, description, schema }) {
 function drawField(prefix, field) {
   const id = `${prefix}-${field.name}`;
   const type = field.schema.format === "password" ? "password" : "text";
-  field.input = el("input", { id, type, name: field.name, value: field.example, "aria-describedby": `${id}-hint`,
+  const value = typeof field.example === "string" ? field.example : JSON.stringify(field.example);
+  field.input = el("input", { id, type, name: field.name, value, "aria-describedby": `${id}-hint`,
     autocomplete: "off", autocapitalize: "none", spellcheck: "false" });
-  if (field.name === "refresh_token" && session) field.input.value = session.refresh_token;
+  if (field.name.endsWith("token") && session) field.input.value = session.refresh_token;
   return el("div", { class: "field" }, el("label", { for: id }, field.name), field.input,
     el("p", { id: `${id}-hint`, class: "hint" }, hint(field)));
+}
+
+// valueOf returns the value of a field for a JSON body. Text that is not JSON stays text.
+function valueOf({ schema, input }) {
+  try {
+    return schema.type === "string" ? input.value : JSON.parse(input.value);
+  } catch {
+    return input.value;
+  }
 }
 
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
@@ -65,15 +75,18 @@ const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 // build returns a request and the equivalent curl command.
 function build(method, path, operation, type, fields) {
   const sent = fields.filter((field) => field.required || field.input.value !== "");
-  const pairsIn = (place) => sent.filter((field) => field.in === place).map(({ name, input }) => [name, input.value]);
+  const pairsIn = (place, read = ({ input }) => input.value) =>
+    sent.filter((field) => field.in === place).map((field) => [field.name, read(field)]);
   const [query, pairs] = [new URLSearchParams(pairsIn("query")).toString(), pairsIn("body")];
-  const url = new URL(`.${path}${query && `?${query}`}`, source);
+  const inPath = Object.fromEntries(pairsIn("path"));
+  const filled = path.replace(/\{(\w+)\}/g, (template, name) => encodeURIComponent(inPath[name] || template));
+  const url = new URL(`.${filled}${query && `?${query}`}`, source);
   const headers = {};
   let [body, data] = [undefined, []];
   if (operation.security && session) headers.Authorization = `Bearer ${session.access_token}`;
   if (type === "application/json") {
     headers["Content-Type"] = type;
-    body = JSON.stringify(Object.fromEntries(pairs));
+    body = JSON.stringify(Object.fromEntries(pairsIn("body", valueOf)));
     data = [`--data-raw ${quote(body)}`];
   } else if (type) {
     body = new URLSearchParams(pairs);
@@ -98,6 +111,18 @@ async function send({ url, method, headers, body }) {
   return { response, text, json, took };
 }
 
+// sendFresh sends the request that build returns. If its access token is not valid, sendFresh exchanges the refresh
+// token for a new pair and sends the request once more. A rejected refresh token ends the session.
+async function sendFresh(build) {
+  const sent = await send(build());
+  const challenge = sent.response.headers.get("WWW-Authenticate") ?? "";
+  if (!session || sent.response.status !== 401 || !challenge.includes("invalid_token")) return sent;
+  const { response, json } = await send({ url: new URL(scheme.refreshUrl, source), method: "POST",
+    body: new URLSearchParams({ grant_type: "refresh_token", refresh_token: session.refresh_token }) });
+  if (response.ok || response.status === 401) useTokens(response.ok ? json : null);
+  return response.ok ? send(build()) : sent;
+}
+
 // useTokens makes pair the current session. Null ends the session.
 function useTokens(pair, account) {
   session = pair && { ...pair, account: account ?? session?.account ?? "unknown user" };
@@ -105,7 +130,7 @@ function useTokens(pair, account) {
   document.body.classList.toggle("authorized", session !== null);
   byId("credentials").hidden = byId("authorize").hidden = session !== null;
   byId("logout").hidden = session === null;
-  for (const input of document.querySelectorAll("input[name=refresh_token]")) {
+  for (const input of document.querySelectorAll("input[name$=token]")) {
     input.value = session?.refresh_token ?? input.defaultValue;
   }
 }
@@ -130,14 +155,19 @@ function block(title, text, label, action) {
   return el("div", { class: `block ${title}` }, bar, pre);
 }
 
-// execute sends a request and shows its curl command, outcome and response.
-async function execute(operation, request, { command, outcome, result }) {
-  command.replaceChildren(block("curl", request.curl, "Copy", copy));
+// execute sends the request that build returns, and shows its curl command, outcome and response.
+async function execute(operation, build, { command, outcome, result }) {
+  let request;
+  const show = () => {
+    request = build();
+    command.replaceChildren(block("curl", request.curl, "Copy", copy));
+    return request;
+  };
   result.replaceChildren();
   outcome.replaceChildren("Waiting for a response");
   delete outcome.dataset.status;
   try {
-    const { response, text, json, took } = await send(request);
+    const { response, text, json, took } = await sendFresh(show);
     const meaning = resolve(operation.responses[response.status])?.description ?? "This status is not documented.";
     const headers = [...response.headers].map((header) => header.join(": ")).join("\n");
     const use = (pre, note) => {
@@ -173,7 +203,7 @@ function drawForm(id, method, path, operation) {
     event.preventDefault();
     if (form.ariaBusy === "true") return; // A request is in flight.
     form.ariaBusy = "true";
-    await execute(operation, build(method, path, operation, type, fields), parts);
+    await execute(operation, () => build(method, path, operation, type, fields), parts);
     form.ariaBusy = "false";
   });
   return [form, ...Object.values(parts)];
@@ -182,8 +212,8 @@ function drawForm(id, method, path, operation) {
 function drawResponses(operation) {
   const rows = Object.entries(operation.responses).flatMap(([status, response]) => {
     const { description, headers, content } = resolve(response);
-    const examples = Object.values(content["application/json"].examples).map((example) => resolve(example).value);
-    const texts = new Set(examples.map((value) => JSON.stringify(value)));
+    const examples = Object.values(content?.["application/json"].examples ?? {}).map(resolve);
+    const texts = new Set(examples.map(({ value }) => JSON.stringify(value)));
     return [el("dt", {}, status), el("dd", {}, description, el("p", { class: "hint" }, Object.keys(headers).join(", ")),
       ...[...texts].map((text) => el("code", {}, text)))];
   });
@@ -238,6 +268,20 @@ async function login(event) {
   }
 }
 
+async function logout() {
+  report("Waiting for a response");
+  try {
+    const path = "/auth/logout";
+    const { response } = await sendFresh(() => build("POST", path, api.paths[path].post, undefined, []));
+    if (!response.ok && response.status !== 401) throw new Error(`status ${response.status}`);
+    useTokens(null);
+    report("Logged out. The session has ended.");
+    byId("username").focus();
+  } catch (error) {
+    report(`Logout failed: ${error.message}`, "bad");
+  }
+}
+
 async function start() {
   api = await (await fetch(source)).json();
   scheme = api.components.securitySchemes.OAuth2PasswordBearer.flows.password;
@@ -249,11 +293,7 @@ async function start() {
     byId("dialog").showModal();
   });
   byId("close").addEventListener("click", () => byId("dialog").close());
-  byId("logout").addEventListener("click", () => {
-    useTokens(null);
-    report("Logged out. This page has discarded its tokens.");
-    byId("username").focus();
-  });
+  byId("logout").addEventListener("click", logout);
 }
 
 start().catch((error) => byId("operations").replaceChildren(`Cannot load the API description: ${error.message}`));

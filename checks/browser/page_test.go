@@ -55,12 +55,19 @@ func (p *page) useAsAdmin(t *testing.T) {
 		t.Errorf("curl command of /me: got %q, want 200 and the admin", got)
 	}
 
-	p.click("#open")
-	p.click("#logout")
-	p.wantText("#login-status", "Logged out")
-	p.click("#close")
+	p.logOut()
 	p.execute("me", "401")
 	p.wantText("#op-me .headers pre", "www-authenticate: Bearer")
+}
+
+// logOut logs out in the dialog.
+func (p *page) logOut() {
+	p.t.Helper()
+	p.click("#open")
+	p.click("#logout")
+	p.do("wait for the logout", chromedp.WaitVisible(chromedp.CSS("#credentials")))
+	p.wantText("#login-status", "Logged out")
+	p.click("#close")
 }
 
 // useAsVisitor registers a user with a hostile name, uses each token pair that the service returns, and
@@ -110,6 +117,66 @@ func TestPageByKeyboard(t *testing.T) {
 	p.do("open a row and execute", chromedp.Focus(chromedp.CSS("#op-me > summary")),
 		chromedp.KeyEvent("\r\t\r"), visible(`#op-me .outcome[data-status="200"]`))
 	p.finish(nil, nil)
+}
+
+// expire makes the next request of the page carry an invalid access token, as if its own had expired.
+const expire = `(() => {
+	const send = fetch;
+	window.fetch = (url, options) => {
+		window.fetch = send;
+		return send(url, {...options, headers: {Authorization: "Bearer expired"}});
+	};
+})()`
+
+// TestPageSessions lets the access token expire, which the page refreshes, and logs out with the
+// page's button. The page then notices that another session has ended.
+func TestPageSessions(t *testing.T) {
+	base := service.Start(t)
+	p := newPage(t, base)
+	p.do("open the page", chromedp.EmulateViewport(1280, 800), chromedp.Navigate(base+"/docs"),
+		chromedp.WaitVisible(chromedp.CSS("#op-me")))
+	login := func() {
+		t.Helper()
+		p.click("#open")
+		p.authorize("admin@example.com", "admin-password", "good")
+		p.click("#close")
+	}
+	login()
+	p.open("listSessions")
+	p.do("let the access token expire", chromedp.Evaluate[chromedp.Void](expire))
+	p.execute("listSessions", "200")
+	p.wantText("#op-listSessions .body pre", `"current": true`)
+	p.do("let the access token expire again", chromedp.Evaluate[chromedp.Void](expire))
+	p.logOut()
+	if got := p.runCurl("listSessions"); !strings.Contains(got, " 401 ") {
+		t.Errorf("curl command of /me/sessions after the logout: got %q, want 401", got)
+	}
+
+	login()
+	p.useAsEditor(t)
+	p.open("logout")
+	p.execute("logout", "204")
+	p.execute("listSessions", "401")
+	p.wantText("#session", "Not authorized")
+	p.finish([]string{"401 /me/sessions", "401 /auth/logout", "404 /admin/users/no%2Fbody", "409 /admin/users/admin-0",
+		"401 /me/sessions", "401 /auth/refresh"}, nil)
+}
+
+// useAsEditor changes the admin, with a list and a boolean in the body, after it looked up an unknown user.
+func (p *page) useAsEditor(t *testing.T) {
+	set := func(id, value string) {
+		t.Helper()
+		p.do("fill in "+id, chromedp.SetValue(chromedp.CSS("#"+id), value))
+	}
+	p.open("getUser")
+	set("getUser-id", "no/body")
+	p.execute("getUser", "404")
+	p.open("patchUser")
+	set("patchUser-scopes", `["me","admin","x"]`)
+	p.execute("patchUser", "200")
+	p.wantText("#op-patchUser .body pre", `"x"`)
+	set("patchUser-disabled", "true")
+	p.execute("patchUser", "409")
 }
 
 // TestOtherOrigin ensures that the driver blocks and records a request to another origin.

@@ -45,6 +45,7 @@ type Input struct {
 	values     map[string]strictjson.Value
 	duplicates map[string]bool // names given more than once, with the zero Value
 	faults     Faults
+	err        error // of reading the body
 }
 
 func newInput(place string) *Input {
@@ -57,9 +58,12 @@ func (in *Input) Has(name string) bool {
 	return ok
 }
 
-// Err returns the faults found as [Faults], or nil. A parameter that the caller did not take must not
-// be given twice either. Its fault omits the name.
+// Err returns the error of reading the body, or the faults found as [Faults], or nil. A parameter that
+// the caller did not take must not be given twice either. Its fault omits the name.
 func (in *Input) Err() error {
+	if in.err != nil {
+		return in.err
+	}
 	faults := slices.Clone(in.faults)
 	for name := range in.duplicates {
 		if !in.faulty(name) {
@@ -145,6 +149,15 @@ func (in *Input) Pattern(name, want string) {
 	pattern := "^" + want + "$"
 	in.check(in.Required(name) == want, "string_pattern_mismatch", name, "String should match pattern '"+pattern+"'",
 		map[string]any{"pattern": pattern})
+}
+
+// Enum returns the value of a required string that is one of the values.
+func (in *Input) Enum(name string, values ...string) string {
+	text := in.Required(name)
+	list := "'" + strings.Join(values[:len(values)-1], "', '") + "' or '" + values[len(values)-1] + "'"
+	in.check(slices.Contains(values, text), "literal_error", name, "Input should be "+list,
+		map[string]any{"expected": list})
+	return text
 }
 
 // Int returns the value of a required query parameter, a decimal number from min to max. It returns min

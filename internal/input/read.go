@@ -1,6 +1,7 @@
 package input
 
 import (
+	"bufio"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -38,16 +39,26 @@ const (
 	byteOrderMark = "\uFEFF"
 )
 
-// ReadJSON reads a body that is a JSON object with a Content-Type of JSON. Any other body is returned
-// as [Faults]. The caller limits the size of the body.
-func ReadJSON(r *http.Request) (*Input, error) { return read(r, false) }
+// ReadJSON reads a body that is a JSON object with a Content-Type of JSON. Any other body makes Err
+// return [Faults]. The caller limits the size of the body.
+func ReadJSON(r *http.Request) *Input { return read(r, false) }
+
+// ReadOptionalJSON reads a body as [ReadJSON] does. An empty body has no fields.
+func ReadOptionalJSON(r *http.Request) *Input {
+	body := bufio.NewReader(r.Body)
+	if _, err := body.Peek(1); err == io.EOF {
+		return newInput("body")
+	}
+	r.Body = io.NopCloser(body)
+	return ReadJSON(r)
+}
 
 // ReadForm reads a body that is a form, or a JSON object as [ReadJSON] does. A body of another
 // Content-Type has no fields. The query string is never read as a form, since URLs are logged.
-func ReadForm(r *http.Request) (*Input, error) { return read(r, true) }
+func ReadForm(r *http.Request) *Input { return read(r, true) }
 
 // Read reads a body as [ReadForm] does if [IsForm], else as [ReadJSON].
-func Read(r *http.Request) (*Input, error) { return read(r, IsForm(r)) }
+func Read(r *http.Request) *Input { return read(r, IsForm(r)) }
 
 // IsForm reports whether the Content-Type is that of a form.
 func IsForm(r *http.Request) bool {
@@ -63,13 +74,11 @@ func Query(rawQuery string, names ...string) *Input {
 }
 
 // read reads a body that is JSON, or a form if formAllowed.
-func read(r *http.Request, formAllowed bool) (*Input, error) {
-	body, err := readBody(r)
-	if err != nil {
-		return nil, err
-	}
+func read(r *http.Request, formAllowed bool) *Input {
 	in, media := newInput("body"), mediaType(r)
+	body, err := readBody(r)
 	switch {
+	case err != nil:
 	case body == "" && (media == jsonObject || !formAllowed):
 		err = Faults{{"missing", []any{"body"}, "Field required", nil}}
 	case media == jsonObject:
@@ -88,7 +97,8 @@ func read(r *http.Request, formAllowed bool) (*Input, error) {
 		omitted := strictjson.Value{Kind: strictjson.String}
 		maps.DeleteFunc(in.values, func(_ string, v strictjson.Value) bool { return v == omitted })
 	}
-	return in, err
+	in.err = err
+	return in
 }
 
 // readBody returns the body without a byte order mark.
