@@ -1,0 +1,91 @@
+package journal
+
+import (
+	"bytes"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// BenchmarkWait measures changes by a number of writers, without compactions and with one after the
+// other, to a journal of 100,000 records.
+func BenchmarkWait(b *testing.B) {
+	for _, compactions := range []bool{false, true} {
+		for _, writers := range []int{1, 16, 64, 256} {
+			b.Run(fmt.Sprintf("compactions=%t/writers=%d", compactions, writers), func(b *testing.B) {
+				benchmarkWait(b, openFull(b, 100_000), writers, compactions)
+			})
+		}
+	}
+}
+
+// openFull opens a journal of a number of records of 350 bytes.
+func openFull(b *testing.B, records int) *store {
+	s := mustOpen(b, filepath.Join(b.TempDir(), "PATH"))
+	s.pad = strings.Repeat("x", 650) // of every other record
+	for id := range records {
+		s.counters[id] = 1
+	}
+	s.tail = new(bytes.Buffer)
+	if err := s.compact(); err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+func benchmarkWait(b *testing.B, s *store, writers int, compactions bool) {
+	records := len(s.counters)
+	took := make([]time.Duration, b.N)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	b.ResetTimer()
+	for range writers {
+		wg.Go(func() {
+			for i := int(next.Add(1)); i <= b.N; i = int(next.Add(1)) {
+				start := time.Now()
+				_, batch := s.add(i % records)
+				if err := s.Wait(batch); err != nil {
+					b.Error(err)
+				}
+				took[i-1] = time.Since(start)
+			}
+		})
+	}
+	for compactions && int(next.Load()) < b.N {
+		s.writing.Lock()
+		s.tail = new(bytes.Buffer)
+		s.writing.Unlock()
+		if err := s.compact(); err != nil {
+			b.Error(err)
+		}
+	}
+	wg.Wait()
+	slices.Sort(took)
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "changes/s")
+	b.ReportMetric(took[b.N/2].Seconds()*1e3, "p50-ms")
+	b.ReportMetric(took[b.N*99/100].Seconds()*1e3, "p99-ms")
+}
+
+// BenchmarkRead measures the replay of a million records, without and with json.Unmarshal.
+func BenchmarkRead(b *testing.B) {
+	s := openFull(b, 1_000_000)
+	b.Run("bytes", func(b *testing.B) {
+		for b.Loop() {
+			if err := read(s.path, func([]byte) error { return nil }, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("JSON", func(b *testing.B) {
+		for b.Loop() {
+			if err := read(s.path, s.replay, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
