@@ -298,6 +298,7 @@ func (s *server) patchMe(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	s.event(r, slog.LevelInfo, "user changed", "user", u.id, "by", u.id, "fields", "name")
 	return respond.JSON(w, http.StatusOK, viewOf(u))
 }
 
@@ -373,7 +374,9 @@ func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
 			page, _ = s.users.after(r.Context(), page[len(page)-1].id, streamPage) // A listed user keeps its place.
 		}
 	})
-	s.event(r, slog.LevelInfo, "users listed", "by", caller(r.Context()).user.id, "users", n)
+	if r.Method != http.MethodHead {
+		s.event(r, slog.LevelInfo, "users listed", "by", caller(r.Context()).user.id, "users", n)
+	}
 	return nil
 }
 
