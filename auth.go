@@ -332,10 +332,14 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 		}
 		s = u.sessions[i]
 		v = s.judge(c.gen, now)
+		var written error
 		switch v {
 		case rotate:
 			s.gen, s.rotated = c.gen+1, now
 			s.expires = max(s.expires, now+int64(a.tokens.refreshTTL/time.Second))
+			if c.session != "" {
+				written = errNoWait // judge makes up for a lost rotation.
+			}
 		case retry:
 			return errUnchanged
 		case forgive:
@@ -346,7 +350,7 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 		}
 		u.sessions = slices.Clone(u.sessions)
 		u.sessions[i] = s
-		return nil
+		return written
 	})
 	if err == nil && v == reuse {
 		err = fmt.Errorf("%w: refresh token reused", errInvalidRefresh)

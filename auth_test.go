@@ -502,7 +502,7 @@ func partsConfig() config {
 func serverOf(t testing.TB, cfg config) *server {
 	t.Helper()
 	clock := func() time.Time { return time.Unix(1500, 0) }
-	s, err := newServer(t.Context(), cfg, clock, slog.New(slog.DiscardHandler))
+	s, err := newServer(t.Context(), cfg, clock, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1269,7 +1269,7 @@ func configText(cfg config) []string {
 	return []string{
 		"secret=" + cfg.jwtSecret.reveal(), fmt.Sprint("previous=", previous), "algorithm=" + cfg.algorithm,
 		"issuer=" + cfg.issuer, fmt.Sprint("access=", cfg.accessMinutes), fmt.Sprint("refresh=", cfg.refreshDays),
-		"addr=" + cfg.addr, "admin=" + cfg.adminEmail, "password=" + cfg.adminPassword.reveal(),
+		"addr=" + cfg.addr, "admin=" + cfg.adminEmail, "password=" + cfg.adminPassword.reveal(), "store=" + cfg.storePath,
 		fmt.Sprint("argon2=", cfg.argon2), fmt.Sprint("origins=", cfg.origins), fmt.Sprint("throttle=", cfg.throttle),
 		fmt.Sprint("proxies=", cfg.trustedProxies), fmt.Sprint("docs=", cfg.docs), "log=" + cfg.logFormat,
 	}
@@ -1277,7 +1277,7 @@ func configText(cfg config) []string {
 
 const defaults = "secret=" + partsSecret + "|previous=[]|algorithm=HS256|issuer=jwt-auth-api|access=15|refresh=7|" +
 	"addr=127.0.0.1:8000|admin=admin@example.com|password=admin-password|argon2=m=65536,t=3,p=4|origins=[]|throttle=true|" +
-	"proxies=[]|docs=true|log=text"
+	"proxies=[]|docs=true|log=text|store="
 
 // loadText loads a config from lines of NAME=value, after a valid secret, and returns the warnings and
 // what differs from the defaults, or the error.

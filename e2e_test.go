@@ -75,7 +75,7 @@ func newLiveServer(t testing.TB, settings ...string) *liveServer {
 	s := &liveServer{ids: map[string]int{}, sent: map[string]bool{documentedPassword: true}}
 	text, json := newLogger("text", &s.textLog).Handler(), newLogger("json", &s.jsonLog).Handler()
 	if s.described, err = openapi.Load("docs/openapi.json"); err == nil {
-		s.server, err = newServer(t.Context(), cfg, s.now, slog.New(slog.NewMultiHandler(text, json)))
+		s.server, err = newServer(t.Context(), cfg, s.now, slog.New(slog.NewMultiHandler(text, json)), nil)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -48,9 +48,9 @@ func main() {
 //
 //  1. load the settings, and report all of their faults at once;
 //  2. open the listener, to report a port in use before the work begins;
-//  3. build the server, which hashes the admin's password;
+//  3. build the server, which opens the store and hashes the admin's password;
 //  4. serve;
-//  5. when ctx is done, close the listener and finish the requests in flight.
+//  5. when ctx is done, close the listener, finish the requests in flight, and close the store.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	if len(args) > 0 {
 		return errors.New("no arguments are accepted: settings are environment variables, see README.md")
@@ -70,12 +70,16 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("APP_ADDR: %w", err)
 	}
-	s, err := newServer(ctx, cfg, time.Now, log)
+	s, err := newServer(ctx, cfg, time.Now, log, func(err error) {
+		lines.Close()
+		fmt.Fprintln(stderr, "APP_STORE:", err)
+		os.Exit(1)
+	})
 	if err != nil {
 		listener.Close()
 		return err
 	}
-	return s.serve(ctx, listener, defaultTimeouts)
+	return errors.Join(s.serve(ctx, listener, defaultTimeouts), s.users.store.close())
 }
 
 // newLogger returns a logger that writes lines of text, or of JSON, to w.
@@ -86,8 +90,10 @@ func newLogger(format string, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, nil))
 }
 
-// newServer builds a server. It creates the admin unless a user has the scope admin.
-func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.Logger) (*server, error) {
+// newServer builds a server, opens its store and creates the admin. fatal ends the process when the
+// store fails.
+func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.Logger, fatal func(error)) (
+	*server, error) {
 	logKey, err := hkdf.Key(sha256.New, []byte(cfg.jwtSecret.reveal()), nil, "jwt-auth-api log", sha256.Size)
 	if err != nil {
 		return nil, err
@@ -116,16 +122,26 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 	if cfg.throttle {
 		s.throttle = throttle.New(now)
 	}
+	if cfg.storePath != "" {
+		if s.users.store, err = openFile(cfg.storePath, s.users, log.Warn, fatal); err != nil {
+			return nil, fmt.Errorf("APP_STORE: %w", err)
+		}
+	}
+	return s, s.createAdmin(ctx, cfg)
+}
+
+// createAdmin creates the admin, unless the settings have none or an enabled user has the scope admin.
+func (s *server) createAdmin(ctx context.Context, cfg config) error {
 	if cfg.adminEmail == "" || s.users.hasAdmin() {
-		return s, nil
+		return nil
 	}
 	admin := user{id: "admin-0", email: cfg.adminEmail, name: "Admin", scopes: []string{"me", "admin"}}
 	admin.hash = s.passwords.hash(cfg.adminPassword.reveal())
 	debug.FreeOSMemory() // The next hash may be hours away: return the memory of this one.
 	if err := s.users.add(ctx, admin); err != nil {
-		return nil, fmt.Errorf("APP_ADMIN_EMAIL: %w", err)
+		return fmt.Errorf("APP_ADMIN_EMAIL: %w", err)
 	}
-	return s, nil
+	return nil
 }
 
 // timeouts bounds how long a client may take.
@@ -191,6 +207,7 @@ type config struct {
 	argon2          phc.Params
 	hashes          int // at once
 	throttle        bool
+	storePath       string   // empty: only in memory
 	origins         []string // of pages that may read responses
 	trustedProxies  []netip.Prefix
 	docs            bool
@@ -210,6 +227,7 @@ func (cfg *config) settings() []settings.Setting {
 		{Name: "APP_ADMIN_EMAIL", Default: "admin@example.com", Parse: cfg.parseAdminEmail, Empty: true},
 		{Name: "APP_ADMIN_PASSWORD", Default: documentedPassword, Parse: cfg.parseAdminPassword, Secret: true},
 		{Name: "APP_ARGON2", Default: "m=65536,t=3,p=4", Parse: cfg.parseArgon2},
+		{Name: "APP_STORE", Default: "memory", Parse: cfg.parseStore},
 		{Name: "APP_CORS_ORIGINS", Parse: cfg.parseOrigins},
 		{Name: "APP_THROTTLE", Default: "on", Parse: settings.Switch(&cfg.throttle)},
 		{Name: "APP_TRUSTED_PROXIES", Parse: settings.Networks(&cfg.trustedProxies)},
@@ -278,6 +296,17 @@ func (cfg *config) parseAddr(text string) error {
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return errors.New("port must be 0 to 65535")
+	}
+	return nil
+}
+
+func (cfg *config) parseStore(text string) error {
+	path, isFile := strings.CutPrefix(text, "file:")
+	if text != "memory" && (!isFile || path == "") {
+		return errors.New("must be memory or file:PATH")
+	}
+	if isFile {
+		cfg.storePath = path
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"slices"
 	"sync"
 
@@ -43,7 +42,6 @@ func (s secret) reveal() string {
 }
 
 func (s secret) Format(f fmt.State, _ rune)   { io.WriteString(f, redacted) }
-func (s secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
 func (s secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // A user is the record of one account. Its slices are never modified in place, so copies may share
@@ -183,10 +181,14 @@ type users struct {
 	records []*user        // in order of registration; replaced, never modified
 	ids     map[string]int // index in records
 	emails  map[string]int // index in records, by email.Key
+	store   store          // set before the first use
 }
 
+// newUsers returns users that are kept only in memory.
 func newUsers() *users {
-	return &users{ids: make(map[string]int), emails: make(map[string]int)}
+	s := &users{ids: make(map[string]int), emails: make(map[string]int)}
+	s.store = memoryStore{s}
+	return s
 }
 
 // byID returns the user with an id, or errUnknownUser.
@@ -260,18 +262,19 @@ func (s *users) hasAdmin() bool {
 
 // add stores a new user, or returns errEmailTaken.
 func (s *users) add(ctx context.Context, u user) error {
-	return s.commit(ctx, change{user: u})
+	return s.store.commit(ctx, change{user: u})
 }
 
 var (
 	errConflict  = errors.New("the record has changed")
-	errUnchanged = errors.New("unchanged")
+	errUnchanged = errors.New("nothing is to be written")
+	errNoWait    = errors.New("the change may be lost in a crash")
 )
 
 // update modifies the record of the user with an id: it calls modify with a copy and commits that,
 // and starts again if the record has changed meanwhile. So modify must be idempotent. If modify
-// returns errUnchanged, nothing is written. Other errors are returned. The id and the email never
-// change.
+// returns errUnchanged, nothing is written. If it returns errNoWait, update does not wait until the
+// change is safe. Other errors are returned. The id and the email never change.
 func (s *users) update(ctx context.Context, id string, modify func(*user) error) (user, error) {
 	for {
 		u, err := s.byID(ctx, id)
@@ -279,13 +282,15 @@ func (s *users) update(ctx context.Context, id string, modify func(*user) error)
 			return user{}, err
 		}
 		c := change{base: u.version}
-		if err := modify(&u); errors.Is(err, errUnchanged) {
+		switch err := modify(&u); err {
+		case nil, errNoWait:
+			c.user, c.noWait = u, err == errNoWait
+		case errUnchanged:
 			return u, nil
-		} else if err != nil {
+		default:
 			return user{}, err
 		}
-		c.user = u
-		if err := s.commit(ctx, c); !errors.Is(err, errConflict) {
+		if err := s.store.commit(ctx, c); !errors.Is(err, errConflict) {
 			return u, err
 		}
 	}
@@ -293,16 +298,15 @@ func (s *users) update(ctx context.Context, id string, modify func(*user) error)
 
 // A change is the record of a user as it is to be.
 type change struct {
-	user user
-	base int64 // version that it was made from; 0: the id and the email must be unused
+	user   user
+	base   int64 // version that it was made from; 0: the id and the email must be unused
+	noWait bool
 }
 
-// commit makes a change. The checks and the change share one lock, so exactly one of several
-// concurrent changes to a record succeeds. It returns errEmailTaken, errLastAdmin if no other admin
-// would be left, or errConflict if the record has another version.
-func (s *users) commit(ctx context.Context, c change) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// accept checks a change and applies it. Both share one lock, so exactly one of several concurrent
+// changes to a record succeeds. It returns errEmailTaken, errLastAdmin if no other admin would be
+// left, or errConflict if the record has another version. It is called with mu held.
+func (s *users) accept(c change) error {
 	if c.base == 0 {
 		if _, err := s.lookup(s.emails, email.Key(c.user.email)); err == nil {
 			return errEmailTaken
