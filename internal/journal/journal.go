@@ -52,7 +52,7 @@ type Journal struct {
 	file    file
 	room    int           // bytes until the next compaction
 	tail    *bytes.Buffer // lines written since the compaction began, nil if none runs
-	err     error         // the error after which nothing is written
+	err     error         // the error after which no batch is written
 }
 
 // A Batch is a group of records that are written together.
@@ -112,14 +112,15 @@ func (j *Journal) Append(record []byte) *Batch {
 }
 
 // Wait returns nil when b is on disk. The first caller writes the batch for all others. After an
-// error, what the disk holds is unknown, so nothing is written any more, Wait returns the error for
-// all other batches, and the caller should end the process.
+// error of a write or a compaction, what the disk holds is unknown. No further batch is written, Wait
+// returns the error for all of them, and the caller should end the process.
 func (j *Journal) Wait(b *Batch) error {
 	b.once.Do(func() { b.err = j.write(b) })
 	return b.err
 }
 
-// Close writes the pending batch, waits for a running compaction and releases the lock.
+// Close writes the pending batch, waits for a running compaction and releases the lock. It returns the
+// error of the write, or the first one before it.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	b := j.pending
@@ -158,7 +159,7 @@ func (j *Journal) write(b *Batch) error {
 	return nil
 }
 
-// stop makes all later writes return err, unless it is nil.
+// stop makes later writes return err, unless err is nil or there was an error before.
 func (j *Journal) stop(err error) {
 	j.writing.Lock()
 	defer j.writing.Unlock()
@@ -194,7 +195,7 @@ func (j *Journal) compact() error {
 	j.writing.Lock()
 	defer j.writing.Unlock()
 	n, err := f.Write(slices.Concat(format(records), j.tail.Bytes(), format(nil)))
-	if err := cmp.Or(j.err, err, f.Sync()); err != nil {
+	if err := cmp.Or(err, f.Sync()); err != nil {
 		return err
 	}
 	if err := cmp.Or(j.disk.rename(path, j.path), j.dir.Sync()); err != nil {

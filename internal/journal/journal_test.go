@@ -2,7 +2,6 @@ package journal
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -17,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 )
 
 // A store is a user of a journal: counters by id, with their numbers of changes.
@@ -27,11 +27,6 @@ type store struct {
 
 	mu       sync.Mutex
 	counters map[int]int
-}
-
-type record struct {
-	ID, N int
-	Pad   string
 }
 
 func openStore(disk fileSystem, path string) (s *store, err error) {
@@ -51,12 +46,14 @@ func mustOpen(t testing.TB, path string) *store {
 }
 
 func (s *store) replay(line []byte) error {
-	var records []record
-	err := json.Unmarshal(line, &records)
-	for _, r := range records {
-		s.counters[r.ID] = max(s.counters[r.ID], r.N)
+	for _, r := range strings.Split(string(line), `{"ID":`)[1:] {
+		var id, n int
+		if _, err := fmt.Sscanf(r, `%d,"N":%d`, &id, &n); err != nil {
+			return err
+		}
+		s.counters[id] = max(s.counters[id], n)
 	}
-	return err
+	return nil
 }
 
 func (s *store) snapshotOf() iter.Seq[[]byte] {
@@ -150,6 +147,7 @@ func (f *testFile) Sync() error {
 	return nil
 }
 
+// losePower undoes what was not synced.
 func (d *testDisk) losePower() {
 	for _, f := range d.files {
 		f.Truncate(f.synced)
@@ -186,6 +184,7 @@ var files = []struct{ name, text, records, warning, err string }{
 	{"a snapshot of no records", mark, "[]", "", ""},
 	{"a snapshot and a batch", changes + mark + changes, `[{"id":1},{"id":2}][][{"id":1},{"id":2}]`, "", ""},
 	{"other line breaks", mark[:len(mark)-1] + "\r\n", "[]", "", ""},
+	{"a checksum with a zero", mark + `{"changes":[0],"crc":"0bc8f5cd"}`, "[][0]", "", ""},
 	{"zero bytes at the end", mark + changes + "\x00\x00\x00", `[][{"id":1},{"id":2}]`, "3 3", ""},
 	{"zero bytes and a line break", mark + "\x00\x00\n", "[]", "2 2", ""},
 	{"a part of a line, then zero bytes", mark + changes[:20] + "\x00\x00", "[]", "2 22", ""},
@@ -261,26 +260,22 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// TestFaults lets each operation fail in turn, while changes are made, one of them in the middle of a
-// compaction. Afterwards the journal has each change that was acknowledged, and no other than those
+// TestFaults lets each operation fail in turn, or the machine lose power then, while changes are made,
+// one of them in the middle of a compaction. Afterwards the journal has each change that was acknowledged, and no other than those
 // that were made.
 func TestFaults(t *testing.T) {
 	fault := errors.New("fault")
-	for _, row := range []struct {
-		name        string
-		once, power bool
-	}{{"an error", true, false}, {"the process dies", false, false}, {"a loss of power", false, true}} {
+	for _, power := range []bool{false, true} {
 		for faulty, done := 1, false; !done; faulty++ {
-			n := 0
-			disk := new(testDisk)
+			disk, n := new(testDisk), 0
 			disk.before = func(string) error {
-				if n++; n == faulty && row.power {
+				if n++; n == faulty && power {
 					disk.losePower()
 				}
-				if n < faulty || n > faulty && row.once {
-					return nil
+				if n == faulty || n > faulty && power {
+					return fault
 				}
-				return fault
+				return nil
 			}
 			path := filepath.Join(t.TempDir(), "PATH")
 			s, err := openStore(disk, path)
@@ -293,7 +288,7 @@ func TestFaults(t *testing.T) {
 				if e := s.Wait(b); e == nil && err == nil {
 					acknowledged[id] = n
 				} else if err = e; !errors.Is(err, fault) {
-					t.Errorf("%s, operation %d: got %v after the fault", row.name, faulty, err)
+					t.Errorf("power %t, operation %d: got %v after the fault", power, faulty, err)
 				}
 			}
 			if err == nil {
@@ -307,16 +302,12 @@ func TestFaults(t *testing.T) {
 				err = s.Close()
 			}
 			if done = n < faulty; done != (err == nil) || done && n < 20 {
-				t.Errorf("%s, operation %d of %d: got the error %v", row.name, faulty, n, err)
+				t.Errorf("power %t, operation %d of %d: got the error %v", power, faulty, n, err)
 			}
-			made := s.counters
-			if s, err = openStore(new(testDisk), path); err != nil {
-				t.Fatal(err)
-			}
-			s.Close()
-			for id := range 11 {
-				if got := s.counters[id]; got < acknowledged[id] || got > made[id] {
-					t.Errorf("%s, operation %d: got %d changes, acknowledged %d of %d", row.name, faulty, got, acknowledged[id], made[id])
+			again := mustOpen(t, path)
+			for id, made := range s.counters {
+				if got := again.counters[id]; got < acknowledged[id] || got > made || len(again.counters) > len(s.counters) {
+					t.Errorf("power %t, operation %d: got %d changes, acknowledged %d of %d", power, faulty, got, acknowledged[id], made)
 				}
 			}
 		}
@@ -427,10 +418,31 @@ func TestOpen(t *testing.T) {
 		}
 	}
 	s.Close()
-	if _, b := s.add(1); !errors.Is(s.Wait(b), os.ErrClosed) || !errors.Is(s.Close(), os.ErrClosed) {
-		t.Error("got another error after Close, want os.ErrClosed")
-	}
 	mustOpen(t, path)
+}
+
+// TestClose closes a journal during a compaction. Until that ends, the journal is locked.
+func TestClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := mustOpen(t, filepath.Join(t.TempDir(), "PATH"))
+		s.pad = strings.Repeat("x", 2*minGrowth)
+		s.iterating = func() {
+			synctest.Wait()
+			if _, b := s.add(1); s.Wait(b) != os.ErrClosed {
+				t.Error("got another error after Close, want os.ErrClosed")
+			}
+			if _, err := Open(s.path, nil, nil, nil); err == nil {
+				t.Error("opened the journal during a compaction")
+			}
+		}
+		s.add(1)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if got := mustOpen(t, s.path).counters[1]; got != 1 {
+			t.Errorf("got %d changes, want 1", got)
+		}
+	})
 }
 
 // TestConcurrent makes changes in eight goroutines, during compactions. A copy of the file has the
