@@ -78,19 +78,15 @@ func (in *Input) Err() error {
 
 const givenTwice = "Parameter given twice"
 
-// Fault adds a fault of a field. The name is the caller's, never one that only the client uses.
+// Fault adds a fault of a field, unless the field has one. The name is the caller's, never one that only
+// the client uses.
 func (in *Input) Fault(typ, name, msg string, ctx map[string]any) {
-	in.add(Fault{typ, []any{in.place, name}, msg, ctx})
-}
-
-// add adds a fault of the field that its Loc names second, unless the field has one.
-func (in *Input) add(f Fault) {
-	if !in.faulty(f.Loc[1]) {
-		in.faults = append(in.faults, f)
+	if !in.faulty(name) {
+		in.faults = append(in.faults, Fault{typ, []any{in.place, name}, msg, ctx})
 	}
 }
 
-func (in *Input) faulty(name any) bool {
+func (in *Input) faulty(name string) bool {
 	return slices.ContainsFunc(in.faults, func(f Fault) bool { return f.Loc[1] == name })
 }
 
@@ -193,18 +189,22 @@ func (in *Input) Tokens(name string, max, maxLen int) []string {
 	json.Unmarshal([]byte(v.Text), &elements) // leaves nil for a number out of range
 	in.check(len(elements) <= max, "too_long", name, "List should have at most "+count(max, "item"),
 		map[string]any{"max_length": max})
+	if in.faulty(name) {
+		return nil
+	}
 	tokens := []string{}
 	for i, element := range elements {
-		loc := []any{in.place, name, i}
+		fault := func(typ, msg string) {
+			in.faults = append(in.faults, Fault{typ, []any{in.place, name, i}, msg, nil})
+		}
 		token, ok := element.(string)
 		switch {
 		case !ok:
-			in.add(Fault{"string_type", loc, "Input should be a valid string", nil})
+			fault("string_type", "Input should be a valid string")
 		case !isToken(token, maxLen):
-			msg := "Input should be a scope token of at most " + count(maxLen, "character")
-			in.add(Fault{"value_error", loc, msg, nil})
+			fault("value_error", "Input should be a scope token of at most "+count(maxLen, "character"))
 		case slices.Contains(tokens, token):
-			in.add(Fault{"value_error", loc, "Scope token given twice", nil})
+			fault("value_error", "Scope token given twice")
 		}
 		tokens = append(tokens, token)
 	}

@@ -57,13 +57,10 @@ func ReadOptionalJSON(r *http.Request) *Input {
 // Content-Type has no fields. The query string is never read as a form, since URLs are logged.
 func ReadForm(r *http.Request) *Input { return read(r, true) }
 
-// Read reads a body as [ReadForm] does if [IsForm], else as [ReadJSON].
-func Read(r *http.Request) *Input { return read(r, IsForm(r)) }
-
-// IsForm reports whether the Content-Type is that of a form.
-func IsForm(r *http.Request) bool {
+// Read reads a body as [ReadForm] does if its Content-Type is that of a form, else as [ReadJSON].
+func Read(r *http.Request) *Input {
 	media := mediaType(r)
-	return media == urlencoded || media == multipartForm
+	return read(r, media == urlencoded || media == multipartForm)
 }
 
 // Query reads the parameters of a query that have one of the names.

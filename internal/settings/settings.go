@@ -12,6 +12,7 @@
 package settings
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -101,7 +102,7 @@ func (s Setting) value(values map[string]string) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("%s_FILE: %w", s.Name, reasonOf(err))
 		}
-		if !utf8.Valid(content) {
+		if !utf8.Valid(content) || bytes.ContainsRune(content, 0) {
 			return "", fmt.Errorf("%s_FILE: must be UTF-8 text", s.Name)
 		}
 		text = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(string(content)), "\uFEFF"))
