@@ -162,18 +162,19 @@ const (
 // missingScope returns the error of a caller without a scope.
 func missingScope(scope string) apiError { return apiError("Missing required scope: " + scope) }
 
-// register stores a new user with a password. It looks the email up first, to save the hash if it is
-// taken.
-func (a *auth) register(ctx context.Context, u user, password string) error {
+// register stores a new user with a password, and begins their first session. It looks the email up
+// first, to save the hash if it is taken.
+func (a *auth) register(ctx context.Context, u user, password, userAgent string) (session, error) {
 	if _, err := a.users.byEmail(ctx, u.email); err == nil {
-		return errEmailTaken
+		return session{}, errEmailTaken
 	}
 	hash, err := a.hashPassword(ctx, password)
 	if err != nil {
-		return err
+		return session{}, err
 	}
-	u.hash = hash
-	return a.users.add(ctx, u)
+	s := a.newSession(userAgent)
+	u.hash, u.sessions = hash, []session{s}
+	return s, a.users.add(ctx, u)
 }
 
 // hashPassword returns the hash of a password. It returns admission.ErrBusy if too many hashes are
@@ -191,12 +192,13 @@ func (a *auth) hashPassword(ctx context.Context, password string) (secret, error
 // checkPassword, or errDisabled.
 func (a *auth) login(ctx context.Context, client netip.Addr, address, password, userAgent string) (
 	user, session, error) {
-	s := a.newSession(userAgent)
+	var s session
 	find := func() (user, error) { return a.users.byEmail(ctx, address) }
 	u, err := a.checkPassword(ctx, client, email.Key(address), find, password, password, func(u *user) error {
 		if u.disabled {
 			return errDisabled
 		}
+		s = a.newSession(userAgent)
 		u.begin(s, s.created)
 		return nil
 	})

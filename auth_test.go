@@ -720,12 +720,13 @@ func TestLoginMeanwhile(t *testing.T) {
 func TestRegister(t *testing.T) {
 	s := partsServer(t)
 	register := func(id, address string) string {
-		u := user{id: id, email: address, sessions: []session{sessionOf(id)}}
-		return errText(s.auth.register(t.Context(), u, "secret123"))
+		_, err := s.auth.register(t.Context(), user{id: id, email: address}, "secret123", "curl")
+		return errText(err)
 	}
 	equal(t, "a new email", register("new", "new@example.com"), "accepted")
 	u, err := s.users.byID(t.Context(), "new")
-	equal(t, "the record", fmt.Sprint(err, s.passwords.verify("secret123", u.hash), sessionIDs(u)), "<nil> <nil>s-new")
+	equal(t, "the record", fmt.Sprint(err, s.passwords.verify("secret123", u.hash), len(u.sessions), u.sessions[0].userAgent),
+		"<nil> <nil> 1curl")
 	restore := meanwhile(0, func() { s.users.add(t.Context(), user{id: "early", email: "LATE@example.com"}) })
 	equal(t, "an email taken meanwhile", register("late", "late@example.com"), "email already registered")
 	restore()

@@ -9,10 +9,13 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
+	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -20,7 +23,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -75,7 +80,7 @@ func newLiveServer(t testing.TB, settings ...string) *liveServer {
 	s := &liveServer{ids: map[string]int{}, sent: map[string]bool{documentedPassword: true}}
 	text, json := newLogger("text", &s.textLog).Handler(), newLogger("json", &s.jsonLog).Handler()
 	if s.described, err = openapi.Load("docs/openapi.json"); err == nil {
-		s.server, err = newServer(t.Context(), cfg, s.now, slog.New(slog.NewMultiHandler(text, json)), nil)
+		s.server, err = newServer(t.Context(), cfg, s.now, slog.New(slog.NewMultiHandler(text, json)), func(err error) { t.Error(err) })
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -243,6 +248,9 @@ func TestScripts(t *testing.T) {
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
 			webscript.Run(t, file, func(t *testing.T, settings []string) webscript.Server { return startServer(t, settings...) })
+		})
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt")+"_in_a_file", func(t *testing.T) {
+			webscript.Run(t, file, startWithFile)
 		})
 	}
 }
@@ -1044,14 +1052,15 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// startProgram runs main in a process, and returns it with its log.
+// startProgram runs main in a process, and returns it with its log. FILE_BLOCKS in environ limits the
+// size of the files that it writes.
 func startProgram(t *testing.T, environ ...string) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), self)
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", `${FILE_BLOCKS:+ulimit -f $FILE_BLOCKS}; exec "$0"`, self)
 	cmd.Dir = t.TempDir()
 	cmd.Env = append(environ, asProgram+"=1", "GOCOVERDIR="+cmd.Dir)
 	stderr, err := cmd.StderrPipe()
@@ -1061,14 +1070,26 @@ func startProgram(t *testing.T, environ ...string) (*exec.Cmd, *bufio.Reader) {
 	return cmd, bufio.NewReader(stderr)
 }
 
+// listens returns the address in the log of a program that starts.
+func listens(t *testing.T, log *bufio.Reader) string {
+	t.Helper()
+	for {
+		line, err := log.ReadString('\n')
+		if _, addr, found := strings.Cut(strings.TrimSpace(line), " msg=listening addr="); found {
+			return addr
+		}
+		if err != nil {
+			t.Fatalf("got the log %q and %v, want an address", line, err)
+		}
+	}
+}
+
 // interrupt sends the program the header of a request and then, when it waits for the body, a signal.
 func interrupt(t *testing.T, cmd *exec.Cmd, log *bufio.Reader, signal os.Signal) (net.Conn, *bufio.Reader) {
 	t.Helper()
-	line, _ := log.ReadString('\n')
-	_, addr, _ := strings.Cut(strings.TrimSpace(line), " msg=listening addr=")
-	conn, err := net.Dial("tcp", addr)
+	conn, err := net.Dial("tcp", listens(t, log))
 	if err != nil {
-		t.Fatalf("got the log %q and %v, want a connection", line, err)
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
 	reader := bufio.NewReader(conn)
@@ -1123,4 +1144,415 @@ func TestExit(t *testing.T) {
 	if err := cmd.Wait(); string(output) != want || cmd.ProcessState.ExitCode() != 1 {
 		t.Errorf("without a secret: got %q and %v, want %q and the exit status 1", output, err, want)
 	}
+}
+
+// openUsers returns the users in the file at path, which is open until the test ends.
+func openUsers(t testing.TB, path string) (*users, *fileStore) {
+	t.Helper()
+	s := newUsers()
+	f, err := openFile(path, s, func(string, ...any) {}, func(err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.close() })
+	s.store = f
+	return s, f
+}
+
+// openCopy returns the users in a copy of the file at path.
+func openCopy(t testing.TB, path string) *users {
+	t.Helper()
+	text, _ := os.ReadFile(path)
+	path = filepath.Join(t.TempDir(), "users.jsonl")
+	os.WriteFile(path, text, 0o600)
+	s, _ := openUsers(t, path)
+	return s
+}
+
+// storedText returns the records in order as a store keeps them.
+func storedText(t testing.TB, s *users) string {
+	list, _ := s.after(t.Context(), "", math.MaxInt)
+	return join(list, func(u user) string { return string(encodeUser(u)) })
+}
+
+// A checkedStore checks that the changes that do not wait are the rotations.
+type checkedStore struct {
+	store
+	users *users
+	t     *testing.T
+}
+
+func (s checkedStore) commit(ctx context.Context, c change) error {
+	former, _ := s.users.byID(ctx, c.user.id)
+	gens, rest := regexp.MustCompile(`"gen":\d+`), regexp.MustCompile(`"(gen|rotated|expires)":\d+`)
+	from, to := string(encodeUser(former)), string(encodeUser(c.user))
+	rotates := fmt.Sprint(gens.FindAllString(from, -1)) != fmt.Sprint(gens.FindAllString(to, -1)) &&
+		rest.ReplaceAllString(from, "") == rest.ReplaceAllString(to, "")
+	if c.noWait != rotates {
+		s.t.Errorf("got noWait: %t, want %t for a change from %s to %s", c.noWait, rotates, from, to)
+	}
+	return s.store.commit(ctx, c)
+}
+
+// startWithFile returns a server with a file, which in the end has what the server has.
+func startWithFile(t *testing.T, settings []string) webscript.Server {
+	path := filepath.Join(t.TempDir(), "users.jsonl")
+	s := startServer(t, append(settings, "APP_STORE=file:"+path)...)
+	s.users.store = checkedStore{s.users.store, s.users, t}
+	t.Cleanup(func() {
+		equal(t, "close", s.users.store.close(), nil)
+		equal(t, "the file", storedText(t, openCopy(t, path)), storedText(t, s.users))
+	})
+	return s
+}
+
+// TestStoredUser has every field of a record.
+func TestStoredUser(t *testing.T) {
+	const text = `{"v":1,"id":"u1","email":"u1@example.com","name":"\"N\"\n","scopes":["me"],"hash":"$h","disabled":true,` +
+		`"deleted":true,"since":1,"sessions":[{"id":"s1","user_agent":"curl","gen":2,"created":3,"rotated":4,` +
+		`"forgiven":5,"expires":6,"adopted":true}],"version":7}`
+	want := user{"u1", "u1@example.com", "\"N\"\n", []string{"me"}, newSecret("$h"), true, true, 1,
+		[]session{{"s1", "curl", 2, 3, 4, 5, 6, true}}, 7}
+	for _, v := range []reflect.Value{reflect.ValueOf(want), reflect.ValueOf(want.sessions[0])} {
+		for i := range v.NumField() {
+			equal(t, v.Type().Field(i).Name+" is left out", v.Field(i).IsZero(), false)
+		}
+	}
+	var record storedUser
+	decode(t, text, &record)
+	got, err := record.user()
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v and %v, want %+v", got, err, want)
+	}
+	equal(t, "the record", string(encodeUser(want)), text)
+	equal(t, "no fields", string(encodeUser(user{sessions: []session{{}}})), `{"v":1,"id":"","scopes":null,`+
+		`"sessions":[{"id":"","gen":0,"created":0,"rotated":0,"expires":0}],"version":0}`)
+}
+
+// TestFileStore opens a file again, before and after the compaction.
+func TestFileStore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "users.jsonl")
+	s, f := openUsers(t, path)
+	for _, id := range []string{"u0", "u1", "u2", "u9"} {
+		equal(t, id, s.add(t.Context(), user{id: id, email: id + "@example.com"}), nil)
+	}
+	for _, id := range []string{"u2", "u0", "u2"} {
+		s.update(t.Context(), id, func(u *user) error { u.name, u.deleted = u.name+id, id == "u0"; return errNoWait })
+	}
+	equal(t, "a free email", s.add(t.Context(), user{id: "u3", email: "u0@example.com"}), nil)
+	equal(t, "a taken email", s.add(t.Context(), user{id: "u4", email: "u9@example.com"}), error(errEmailTaken))
+	equal(t, "close", f.close(), nil)
+	for range 2 {
+		again, f := openUsers(t, path)
+		f.close()
+		text, _ := os.ReadFile(path)
+		equal(t, "records", storedText(t, again), storedText(t, s))
+		equal(t, "a deleted user in the snapshot", strings.Contains(string(text), `"id":"u0"`), true)
+	}
+}
+
+// TestOldChanges replays changes from before the snapshot that they follow. It has the deleted user, too.
+func TestOldChanges(t *testing.T) {
+	s, email := newUsers(), "u@example.com"
+	owner := user{id: "owner", email: email, version: 1}
+	s.apply(user{id: "former", version: 3, deleted: true})
+	for _, u := range []user{owner, {id: "former", email: email, version: 2}, {id: "former", version: 3, deleted: true}, owner} {
+		s.apply(u)
+		got, err := s.byEmail(t.Context(), email)
+		equal(t, fmt.Sprintf("the owner of the email after %s %d", u.id, u.version), fmt.Sprint(got.id, err), "owner<nil>")
+	}
+}
+
+// TestAdminStays starts a server again with another admin in the settings, who is not created.
+func TestAdminStays(t *testing.T) {
+	store := "APP_STORE=file:" + filepath.Join(t.TempDir(), "users.jsonl")
+	first := newLiveServer(t, store, "APP_ADMIN_PASSWORD=first-password")
+	first.users.store.close()
+	second := newLiveServer(t, store, "APP_ADMIN_PASSWORD=second-password", "APP_ADMIN_EMAIL=second@example.com")
+	second.users.store.close()
+	equal(t, "the password", second.passwords.verify("first-password", second.users.records[0].hash), nil)
+	equal(t, "the records", storedText(t, second.users), storedText(t, first.users))
+}
+
+// fileEnviron returns the environment of a program with a file.
+func fileEnviron(path string, more ...string) []string {
+	return append([]string{runEnviron[0], "APP_ADDR=127.0.0.1:0", "APP_ARGON2=m=19456,t=2,p=1", "APP_THROTTLE=off",
+		"APP_STORE=file:" + path}, more...)
+}
+
+// TestStoreExit starts the program with files that it refuses. The one in use was compacted by then.
+func TestStoreExit(t *testing.T) {
+	dir := t.TempDir()
+	for name, record := range map[string]string{
+		"users": `{"v":1,"id":"u1","email":"admin@example.com","version":1}`,
+		"newer": `{"v":2,"id":"u1"}`, "older": `{"id":"u1"}`, "other": `"u1"`,
+	} {
+		_, f := openUsers(t, filepath.Join(dir, name))
+		f.journal.Append([]byte(record))
+		f.close()
+	}
+	text, _ := os.ReadFile(filepath.Join(dir, "users"))
+	os.WriteFile(filepath.Join(dir, "damaged"), bytes.Replace(text, []byte("["), []byte("{"), 1), 0o600)
+	os.Mkdir(filepath.Join(dir, "dir"), 0o700)
+	_, log := startProgram(t, fileEnviron(filepath.Join(dir, "used"))...)
+	listens(t, log)
+	for _, row := range [][2]string{
+		{"DIR/used", "APP_STORE: journal: DIR/used is in use by another process"},
+		{"DIR/none/users", "APP_STORE: journal: open DIR/none: no such file or directory"},
+		{"DIR/dir", "APP_STORE: journal: read DIR/dir: is a directory"},
+		{"/sys/users", "APP_STORE: journal: open /sys/users.lock: permission denied"}, // also for root
+		{"DIR/damaged", "APP_STORE: journal: line 1 is damaged"},
+		{"DIR/newer", "APP_STORE: journal: line 3: record of user u1 has format 2, this program knows 1"},
+		{"DIR/older", "APP_STORE: journal: line 3: record of user u1 has format 0, this program knows 1"},
+		{"DIR/other", "APP_STORE: journal: line 3: json: cannot unmarshal string into Go value of type main.storedUser"},
+		{"DIR/users", "APP_ADMIN_EMAIL: email already registered"},
+	} {
+		cmd, log := startProgram(t, fileEnviron(strings.Replace(row[0], "DIR", dir, 1))...)
+		output, _ := io.ReadAll(log)
+		cmd.Wait()
+		got := strings.NewReplacer(dir, "DIR", "read-only file system", "permission denied").Replace(string(output))
+		equal(t, row[0], fmt.Sprint(got, cmd.ProcessState.ExitCode()), row[1]+"\n1")
+	}
+}
+
+// A known is what the service knows of an account, or zero if there is none. The session is empty if
+// there is none, and ? if its tokens were not received.
+type known struct{ name, password, session string }
+
+// An account has one client, which sends one request after another.
+type account struct {
+	email string
+	asked known     // with the change of the last request
+	pair  tokenPair // the last one that was received
+
+	mu     sync.Mutex // protects the field below
+	stored known      // with the last change that was acknowledged
+}
+
+// claims returns those of the refresh token.
+func (a *account) claims() claims {
+	c, _ := tokensAt(time.Now(), freshSecret).verify(a.pair.RefreshToken, refreshToken)
+	return c
+}
+
+// next chooses the next request, and sets what it asks for.
+func (a *account) next() (request string, fields map[string]string) {
+	fresh, n := newUUID(), rand.N(100)
+	a.asked = a.stored
+	switch {
+	case a.stored == known{}:
+		a.asked = known{fresh, fresh, "?"}
+		return "POST /auth/register", map[string]string{"email": a.email, "password": fresh, "name": fresh}
+	case a.stored.session == "":
+		a.asked.session = "?"
+		return "POST /auth/login", map[string]string{"username": a.email, "password": a.stored.password}
+	case n == 0:
+		a.asked.session = ""
+		return "POST /auth/logout", map[string]string{}
+	case n == 1:
+		a.asked.password = fresh
+		return "POST /auth/password", map[string]string{"current_password": a.stored.password, "new_password": fresh}
+	case n < 20:
+		a.asked.name = strings.Repeat("\U0001D11E", 64) + fresh
+		return "PATCH /me", map[string]string{"name": a.asked.name}
+	}
+	return "POST /auth/refresh", map[string]string{"refresh_token": a.pair.RefreshToken}
+}
+
+// send sends a request, and reports whether it was acknowledged.
+func (a *account) send(t testing.TB, client *http.Client, url, request string, fields map[string]string) bool {
+	body, _ := json.Marshal(fields) // never fails
+	method, path, _ := strings.Cut(request, " ")
+	req, _ := http.NewRequest(method, url+path, bytes.NewReader(body)) // never fails
+	req.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + a.pair.AccessToken},
+		"User-Agent": {strings.Repeat("\U0001D11E", 200)}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	content, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode >= 300 {
+		t.Errorf("%s: got %d %s, want success", request, resp.StatusCode, content)
+	}
+	json.Unmarshal(content, &a.pair) // Fails without a body. Other bodies have none of the members.
+	return err == nil && resp.StatusCode < 300
+}
+
+// run sends requests until one is not acknowledged.
+func (a *account) run(t *testing.T, client *http.Client, url string) {
+	for request, fields := a.next(); a.send(t, client, url, request, fields); request, fields = a.next() {
+		a.mu.Lock()
+		if a.stored = a.asked; a.stored.session == "?" {
+			a.stored.session = a.claims().session
+		}
+		a.mu.Unlock()
+	}
+}
+
+// check compares the account with the file, which has what was acknowledged and possibly the last
+// request. It may lack rotations. If the program exited, it has all that was acknowledged, and no more.
+func (a *account) check(t *testing.T, s *users, exited bool) {
+	u, _ := s.byEmail(t.Context(), a.email)
+	got, c := known{name: u.name, session: sessionIDs(u)}, a.claims()
+	for _, password := range []string{a.stored.password, a.asked.password} {
+		if got.password != password && new(passwords).verify(password, u.hash) == nil {
+			got.password = password
+		}
+	}
+	for _, s := range u.sessions {
+		if s.id == c.session && (s.gen > c.gen+1 || exited && s.gen != c.gen) {
+			t.Errorf("%s: got generation %d in the file, want that of the tokens, %d", a.email, s.gen, c.gen)
+		}
+	}
+	if a.asked.session == "?" && len(u.sessions) == 1 {
+		a.asked.session = got.session
+	}
+	if got != a.stored && (exited || got != a.asked) {
+		t.Errorf("%s: got %q in the file, want %q or, unless it exited, %q", a.email, got, a.stored, a.asked)
+	}
+	a.stored = got
+}
+
+// crashes are rounds of a program on one file, with eight clients.
+type crashes struct {
+	path     string
+	clients  [8]*account
+	accounts []*account // also former ones
+}
+
+// round starts the program and the clients, ends it with a signal unless that is nil, and compares the
+// file with what the clients know. It returns the exit status, and the log except for requests.
+func (c *crashes) round(t *testing.T, signal os.Signal, more ...string) string {
+	cmd, output := startProgram(t, fileEnviron(c.path, more...)...)
+	url, logged := "http://"+listens(t, output), make(chan string)
+	go func() {
+		text, _ := io.ReadAll(output)
+		logged <- regexp.MustCompile(`(?m)^time=\S+ level=INFO .*\n|^.*\z`).ReplaceAllString(string(text), "")
+	}()
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: len(c.clients)}}
+	defer client.CloseIdleConnections()
+	var wg sync.WaitGroup
+	for i, a := range c.clients {
+		if a == nil || rand.N(3) == 0 || a.stored.session != "" && a.stored.session != a.claims().session {
+			a = &account{email: fmt.Sprintf("%d@example.com", len(c.accounts))}
+			c.clients[i], c.accounts = a, append(c.accounts, a)
+		}
+		wg.Go(func() { a.run(t, client, url) })
+	}
+	if signal != nil {
+		<-time.After(rand.N(time.Second / 2))
+		users := c.registered()
+		s := openCopy(t, c.path)
+		for _, a := range users {
+			_, err := s.byEmail(t.Context(), a.email)
+			equal(t, a.email+" in a copy from then", err, nil)
+		}
+		<-time.After(rand.N(time.Second / 4))
+		cmd.Process.Signal(signal)
+	}
+	wg.Wait()
+	log := <-logged
+	cmd.Wait()
+	s := openCopy(t, c.path)
+	for _, a := range c.clients {
+		wg.Go(func() { a.check(t, s, cmd.ProcessState.Success()) })
+	}
+	wg.Wait()
+	equal(t, "users besides the admin", len(s.records)-1, len(c.registered()))
+	return fmt.Sprint(cmd.ProcessState, "\n", log)
+}
+
+// registered returns the accounts that exist.
+func (c *crashes) registered() []*account {
+	return slices.DeleteFunc(slices.Clone(c.accounts), func(a *account) bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.stored == known{}
+	})
+}
+
+var rounds = flag.Int("rounds", 20, "how often TestCrash ends the program")
+
+// TestCrash kills the program while clients use it, again and again, and lets it exit every fifth time.
+// The clients go on with the tokens that they have. In the end the file reaches a limit of its size.
+func TestCrash(t *testing.T) {
+	c := &crashes{path: filepath.Join(t.TempDir(), "users.jsonl")}
+	for i := range *rounds {
+		if i%5 < 4 {
+			equal(t, "killed", c.round(t, os.Kill), "signal: killed\n")
+		} else {
+			equal(t, "terminated", c.round(t, syscall.SIGTERM), "exit status 0\n")
+		}
+	}
+	got := strings.Replace(c.round(t, nil, "FILE_BLOCKS=2000"), ".new", "", 1)
+	equal(t, "a full disk", got, "exit status 1\nAPP_STORE: write "+c.path+": file too large\n")
+	t.Logf("%d accounts", len(c.accounts))
+}
+
+// benchClients returns 32 clients of a server with the users in a file, or in memory if path is empty.
+// A call has each send n requests.
+func benchClients(b *testing.B, path, request string, n int) func() {
+	cfg := partsConfig()
+	cfg.throttle, cfg.storePath, cfg.argon2 = false, path, phc.Params{Memory: 65536, Time: 3, Threads: 4}
+	server := httptest.NewServer(serverOf(b, cfg).handler())
+	b.Cleanup(server.Close)
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
+	accounts := make([]account, 32)
+	send := func(request string, n int) {
+		var wg sync.WaitGroup
+		for i := range accounts {
+			wg.Go(func() {
+				for range n {
+					a, email := &accounts[i], fmt.Sprint(i, "@example.com")
+					a.send(b, client, server.URL, request, map[string]string{"email": email, "name": "N", "username": email,
+						"password": "secret123", "refresh_token": a.pair.RefreshToken})
+				}
+			})
+		}
+		wg.Wait()
+	}
+	send("POST /auth/register", 1)
+	return func() { send(request, n) }
+}
+
+// BenchmarkFile has clients send requests to a server with memory and to one with a file by turns. It
+// reports the requests a second with a file, also as a part of those with memory.
+func BenchmarkFile(b *testing.B) {
+	for request, n := range map[string]int{"POST /auth/refresh": 100, "POST /auth/login": 1} {
+		b.Run(request, func(b *testing.B) {
+			memory := benchClients(b, "", request, n)
+			file := benchClients(b, filepath.Join(b.TempDir(), "users.jsonl"), request, n)
+			var inMemory, inFile time.Duration
+			for b.Loop() {
+				start := time.Now()
+				memory()
+				between := time.Now()
+				file()
+				inMemory, inFile = inMemory+between.Sub(start), inFile+time.Since(between)
+			}
+			b.ReportMetric(float64(32*n*b.N)/inFile.Seconds(), "requests/s")
+			b.ReportMetric(float64(inMemory)/float64(inFile), "file/memory")
+		})
+	}
+}
+
+// BenchmarkReplay opens a file of a million users with a session each, which also compacts it.
+func BenchmarkReplay(b *testing.B) {
+	path, s := filepath.Join(b.TempDir(), "users.jsonl"), filled(b, 1_000_000)
+	for _, u := range s.records {
+		u.hash = newSecret("$argon2id$v=19$m=65536,t=3,p=4$" + strings.Repeat("x", 66))
+		u.sessions = []session{{id: newUUID(), userAgent: "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"}}
+	}
+	f, err := openFile(path, s, nil, nil)
+	for b.Loop() {
+		f.close()
+		s = newUsers()
+		f, err = openFile(path, s, nil, nil)
+	}
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	b.ReportMetric(float64(m.HeapAlloc)/(1<<20), "MiB")
+	equal(b, "users", fmt.Sprint(len(s.records), err, f.close()), "1000000<nil> <nil>")
 }

@@ -152,9 +152,9 @@ func (s *server) register(w http.ResponseWriter, r *http.Request) error {
 	if err := in.Err(); err != nil {
 		return err
 	}
-	begun := s.newSession(r.UserAgent())
-	u := user{id: newUUID(), email: address, name: name, scopes: []string{"me"}, sessions: []session{begun}}
-	if err := s.auth.register(r.Context(), u, password); err != nil {
+	u := user{id: newUUID(), email: address, name: name, scopes: []string{"me"}}
+	begun, err := s.auth.register(r.Context(), u, password, r.UserAgent())
+	if err != nil {
 		return err
 	}
 	s.event(r, slog.LevelInfo, "registered", "user", u.id)
@@ -195,7 +195,7 @@ func (s *server) emailHash(address string) string {
 // refresh exchanges a refresh token, in JSON or in the form of RFC 6749 section 6.
 func (s *server) refresh(w http.ResponseWriter, r *http.Request) error {
 	in := input.Read(r)
-	if input.IsForm(r) { // RFC 6749 section 6 requires it.
+	if in.Has("grant_type") {
 		in.Pattern("grant_type", "refresh_token")
 	}
 	return s.exchange(w, r, in)

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -70,16 +71,19 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("APP_ADDR: %w", err)
 	}
+	var once sync.Once // Many requests may fail at the same moment.
 	s, err := newServer(ctx, cfg, time.Now, log, func(err error) {
-		lines.Close()
-		fmt.Fprintln(stderr, "APP_STORE:", err)
-		os.Exit(1)
+		once.Do(func() {
+			lines.Close()
+			fmt.Fprintln(stderr, "APP_STORE:", err)
+			os.Exit(1)
+		})
 	})
 	if err != nil {
 		listener.Close()
 		return err
 	}
-	return errors.Join(s.serve(ctx, listener, defaultTimeouts), s.users.store.close())
+	return errors.Join(s.serve(ctx, listener, defaultTimeouts), prefixed("APP_STORE", s.users.store.close()))
 }
 
 // newLogger returns a logger that writes lines of text, or of JSON, to w.
@@ -315,7 +319,7 @@ func (cfg *config) parseStore(text string) error {
 func (cfg *config) parseOrigins(text string) error {
 	for i, item := range settings.List(text) {
 		u, err := url.Parse(item)
-		if item != "*" && (err != nil || u.Host == "" || u.Scheme+"://"+u.Host != item) {
+		if item != "*" && (err != nil || u.Host == "" || strings.Contains(u.Host, "*") || u.Scheme+"://"+u.Host != item) {
 			return fmt.Errorf("origin %d: must look like https://app.example.com", i+1)
 		}
 		cfg.origins = append(cfg.origins, strings.ToLower(item))
@@ -391,7 +395,7 @@ func (cfg *config) checkExposure() error {
 			faults = append(faults, fmt.Errorf(msg, name, cfg.addr))
 		}
 	}
-	isDocumented := func(s secret) bool { return s.reveal() == documentedSecret }
+	isDocumented := func(s secret) bool { return strings.Trim(s.reveal(), " \t\r\n\"'") == documentedSecret }
 	reject("APP_JWT_SECRET", isDocumented(cfg.jwtSecret))
 	reject("APP_JWT_PREVIOUS_SECRETS", slices.ContainsFunc(cfg.previousSecrets, isDocumented))
 	reject("APP_ADMIN_PASSWORD", cfg.adminEmail != "" && cfg.adminPassword.reveal() == documentedPassword)

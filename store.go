@@ -60,14 +60,15 @@ func openFile(path string, s *users, warn func(string, ...any), fatal func(error
 	return f, err
 }
 
-// snapshot returns the records at this moment.
+// snapshot returns the records at this moment, also the deleted ones: older records of them may be
+// replayed after it.
 func (f *fileStore) snapshot() iter.Seq[[]byte] {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	records := slices.Clone(f.records)
 	return func(yield func([]byte) bool) {
 		for _, u := range records {
-			if !u.deleted && !yield(encodeUser(*u)) {
+			if !yield(encodeUser(*u)) {
 				return
 			}
 		}

@@ -337,7 +337,9 @@ func (s *users) apply(u user) {
 		return
 	}
 	if u.deleted {
-		delete(s.emails, email.Key(old.email))
+		if key := email.Key(old.email); s.emails[key] == i { // otherwise a later user has it
+			delete(s.emails, key)
+		}
 		u = user{id: u.id, version: u.version, deleted: true}
 	} else {
 		s.emails[email.Key(u.email)] = i
