@@ -167,12 +167,14 @@ func missingScope(scope string) apiError { return apiError("Missing required sco
 func (a *auth) register(ctx context.Context, u user, password, userAgent string) (session, error) {
 	if _, err := a.users.byEmail(ctx, u.email); err == nil {
 		return session{}, errEmailTaken
+	} else if !errors.Is(err, errUnknownUser) {
+		return session{}, err
 	}
 	hash, err := a.hashPassword(ctx, password)
 	if err != nil {
 		return session{}, err
 	}
-	s := a.newSession(userAgent)
+	s := newSession(newUUID(), userAgent, a.tokens.now(), a.tokens.refreshTTL)
 	u.hash, u.sessions = hash, []session{s}
 	return s, a.users.add(ctx, u)
 }
@@ -192,33 +194,17 @@ func (a *auth) hashPassword(ctx context.Context, password string) (secret, error
 // checkPassword, or errDisabled.
 func (a *auth) login(ctx context.Context, client netip.Addr, address, password, userAgent string) (
 	user, session, error) {
-	var s session
+	id, s := newUUID(), session{}
 	find := func() (user, error) { return a.users.byEmail(ctx, address) }
 	u, err := a.checkPassword(ctx, client, email.Key(address), find, password, password, func(u *user) error {
 		if u.disabled {
 			return errDisabled
 		}
-		s = a.newSession(userAgent)
+		s = newSession(id, userAgent, a.tokens.now(), a.tokens.refreshTTL)
 		u.begin(s, s.created)
 		return nil
 	})
 	return u, s, err
-}
-
-// maxUserAgent bounds the User-Agent that a session keeps, in code points.
-const maxUserAgent = 200
-
-// newSession returns a session that begins now.
-func (a *auth) newSession(userAgent string) session {
-	now := a.tokens.now()
-	agent := []rune(strings.ToValidUTF8(userAgent, "\uFFFD"))
-	return session{
-		id:        newUUID(),
-		userAgent: string(agent[:min(len(agent), maxUserAgent)]),
-		created:   now.Unix(),
-		rotated:   now.Unix(),
-		expires:   now.Add(a.tokens.refreshTTL).Unix(),
-	}
 }
 
 // changePassword sets the password of a caller who knows the current one. It ends all sessions but
@@ -292,6 +278,13 @@ func (a *auth) replacePassword(ctx context.Context, find func() (user, error), p
 	case unknown:
 		return user{}, fmt.Errorf("%w: %w", errBadCredentials, errUnknownUser)
 	case errors.Is(err, errMismatch):
+		latest, fetchErr := a.users.refetch(ctx, u.id, "") // Another replica may have changed the password.
+		if fetchErr != nil && !errors.Is(fetchErr, errUnknownUser) {
+			return user{}, fetchErr
+		}
+		if latest.hash.reveal() != u.hash.reveal() {
+			return user{}, errHashChanged
+		}
 		return user{}, fmt.Errorf("%w: %w", errBadCredentials, err)
 	case err != nil:
 		return user{}, err
@@ -319,13 +312,13 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 	if err != nil {
 		return u, s, v, fmt.Errorf("%w: %w", errInvalidRefresh, err)
 	}
-	fresh := a.newSession(userAgent)
+	fresh := newSession(c.id, userAgent, a.tokens.now(), a.tokens.refreshTTL)
 	now := fresh.created
 	u, err = a.users.update(ctx, c.subject, func(u *user) error {
 		s, v = session{}, rotate // A call before a conflict may have set them.
 		i := u.find(c.sessionID(), now)
 		if i < 0 && c.session == "" && c.id != "" && u.accepts(c, now) { // a token of the original
-			fresh.id, fresh.expires, fresh.adopted = c.id, int64(c.expiry), true
+			fresh.expires, fresh.adopted = int64(c.expiry), true
 			u.begin(fresh, now)
 			i = len(u.sessions) - 1
 		}
@@ -478,7 +471,11 @@ func (a *auth) identify(ctx context.Context, h http.Header) (identity, error) {
 		return identity{}, fmt.Errorf("%w: %w", errInvalidToken, err)
 	}
 	u, err := a.users.byID(ctx, c.subject)
-	if err == nil && !u.accepts(c, a.tokens.now().Unix()) {
+	now := a.tokens.now().Unix()
+	if err == nil && !u.accepts(c, now) { // unless another replica knows more
+		u, err = a.users.refetch(ctx, c.subject, "")
+	}
+	if err == nil && !u.accepts(c, now) {
 		err = fmt.Errorf("%w: the session has ended", errInvalidToken)
 	}
 	return identity{u, c}, err

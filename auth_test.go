@@ -1143,7 +1143,7 @@ func TestUsersUpdate(t *testing.T) {
 		t.Errorf("got %+v, %v and the former record %+v, want a changed copy", u, err, former)
 	}
 	var kept *user
-	for name, want := range map[error]string{admission.ErrBusy: " busy, try again", errUnchanged: "failed accepted"} {
+	for name, want := range map[error]string{admission.ErrBusy: " busy, try again", errUnchanged: "Other accepted"} {
 		u, err := s.update(t.Context(), "u3", func(u *user) error { u.name, kept = "failed", u; return name })
 		equal(t, "an error", u.name+" "+errText(err), want)
 	}
@@ -1297,7 +1297,7 @@ func TestSettings(t *testing.T) {
 		return errors.New(loadText(environ))
 	})
 	equal(t, "invalid UTF-8", loadText("APP_ISSUER=\xff\nAPP_ADMIN_PASSWORD=password\xff"),
-		"APP_ISSUER: must be UTF-8\nAPP_ADMIN_PASSWORD: must be 8 to 128 characters of UTF-8, got 9")
+		"APP_ISSUER: must be UTF-8 of at most 256 bytes\nAPP_ADMIN_PASSWORD: must be 8 to 128 characters of UTF-8, got 9")
 }
 
 // TestSettingsFaults makes every fault at once. That of the documented password is reported only if
@@ -1568,7 +1568,9 @@ func TestUserMemory(t *testing.T) {
 		for _, u := range source.records {
 			s.users.add(t.Context(), *u)
 			for range sessions {
-				mustUpdate(t, s, u.id, func(u *user) { u.begin(s.newSession("Mozilla/5.0"), 1500) })
+				mustUpdate(t, s, u.id, func(u *user) {
+					u.begin(newSession(newUUID(), "Mozilla/5.0", s.tokens.now(), s.tokens.refreshTTL), 1500)
+				})
 			}
 		}
 		runtime.GC()
@@ -1595,7 +1597,7 @@ func benchServer(b *testing.B, w io.Writer) (*server, tokenPair) {
 	lines := logwriter.New(w, func(int) {})
 	b.Cleanup(lines.Close)
 	s.log = newLogger("text", lines)
-	begun := s.newSession("Mozilla/5.0")
+	begun := newSession(newUUID(), "Mozilla/5.0", s.tokens.now(), s.tokens.refreshTTL)
 	u := user{id: newUUID(), email: "user@example.com", name: "Test User", scopes: []string{"me", "admin"}}
 	u.sessions = []session{begun}
 	s.users.add(b.Context(), u)

@@ -47,7 +47,14 @@ type route struct {
 // routes returns the operations of the API. What an operation requires is the wrapper of its handler.
 func (s *server) routes() []route {
 	user := s.requireUser
-	admin := func(next handler) handler { return s.requireScope("admin", next) }
+	admin := func(next handler) handler {
+		return s.requireScope("admin", func(w http.ResponseWriter, r *http.Request) error {
+			if err := s.users.store.check(); err != nil {
+				return err
+			}
+			return next(w, r)
+		})
+	}
 	target := func(next userHandler) handler { return admin(s.pathUser(next)) }
 	return []route{
 		{"/auth/register", methods{"POST": s.register}},
@@ -125,6 +132,7 @@ func responses() []respond.Row {
 		{Err: errEmailTaken, Status: http.StatusConflict},
 		{Err: errLastAdmin, Status: http.StatusConflict},
 		{Err: admission.ErrBusy, Status: http.StatusServiceUnavailable},
+		{Err: errUnavailable, Status: http.StatusServiceUnavailable, Event: "store unavailable"},
 	}
 }
 
@@ -462,6 +470,10 @@ func (s *server) deleteSessions(w http.ResponseWriter, r *http.Request, u user) 
 	return respond.NoContent(w)
 }
 
+// health responds with 503 while the store cannot vouch for the records.
 func (s *server) health(w http.ResponseWriter, r *http.Request) error {
+	if err := s.users.store.check(); err != nil {
+		return err
+	}
 	return respond.JSON(w, http.StatusOK, map[string]string{"status": "ok"})
 }

@@ -27,6 +27,7 @@ import (
 	"unicode/utf8"
 
 	"jwt-auth-api/internal/email"
+	"jwt-auth-api/internal/etcd"
 	"jwt-auth-api/internal/logwriter"
 	"jwt-auth-api/internal/middleware"
 	"jwt-auth-api/internal/phc"
@@ -126,10 +127,16 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 	if cfg.throttle {
 		s.throttle = throttle.New(now)
 	}
-	if cfg.storePath != "" {
+	switch {
+	case cfg.storePath != "":
 		if s.users.store, err = openFile(cfg.storePath, s.users, log.Warn, fatal); err != nil {
 			return nil, fmt.Errorf("APP_STORE: %w", err)
 		}
+	case cfg.storeURLs != nil:
+		etcd := etcd.Config{URLs: cfg.storeURLs, User: cfg.storeUser, Password: cfg.storePassword.reveal, Warn: log.Warn}
+		loaded := func(ctx context.Context) error { return s.createAdmin(ctx, cfg) }
+		s.users.store = openEtcd(ctx, s.users, etcd, cfg.storePrefix, log, loaded)
+		return s, nil
 	}
 	return s, s.createAdmin(ctx, cfg)
 }
@@ -141,8 +148,8 @@ func (s *server) createAdmin(ctx context.Context, cfg config) error {
 	}
 	admin := user{id: "admin-0", email: cfg.adminEmail, name: "Admin", scopes: []string{"me", "admin"}}
 	admin.hash = s.passwords.hash(cfg.adminPassword.reveal())
-	debug.FreeOSMemory() // The next hash may be hours away: return the memory of this one.
-	if err := s.users.add(ctx, admin); err != nil {
+	debug.FreeOSMemory()                                                   // The next hash may be hours away: return the memory of this one.
+	if err := s.users.add(ctx, admin); err != nil && !s.users.hasAdmin() { // Another replica may be faster.
 		return fmt.Errorf("APP_ADMIN_EMAIL: %w", err)
 	}
 	return nil
@@ -211,7 +218,11 @@ type config struct {
 	argon2          phc.Params
 	hashes          int // at once
 	throttle        bool
-	storePath       string   // empty: only in memory
+	storePath       string   // of the file, if it is the store
+	storeURLs       []string // of etcd, if it is the store
+	storePrefix     string
+	storeUser       string
+	storePassword   secret
 	origins         []string // of pages that may read responses
 	trustedProxies  []netip.Prefix
 	docs            bool
@@ -224,7 +235,7 @@ func (cfg *config) settings() []settings.Setting {
 		{Name: "APP_JWT_SECRET", Parse: cfg.parseJWTSecret, Secret: true},
 		{Name: "APP_JWT_PREVIOUS_SECRETS", Parse: cfg.parsePreviousSecrets},
 		{Name: "APP_JWT_ALGORITHM", Default: "HS256", Parse: settings.OneOf(&cfg.algorithm, "HS256")},
-		{Name: "APP_ISSUER", Default: "jwt-auth-api", Parse: cfg.parseIssuer},
+		{Name: "APP_ISSUER", Default: "jwt-auth-api", Parse: settings.Text(&cfg.issuer, maxText)},
 		{Name: "APP_ACCESS_TTL_MINUTES", Default: "15", Parse: settings.Int(&cfg.accessMinutes, 1, 365*24*60)},
 		{Name: "APP_REFRESH_TTL_DAYS", Default: "7", Parse: settings.Int(&cfg.refreshDays, 1, 3650)},
 		{Name: "APP_ADDR", Default: "127.0.0.1:8000", Parse: cfg.parseAddr},
@@ -232,6 +243,9 @@ func (cfg *config) settings() []settings.Setting {
 		{Name: "APP_ADMIN_PASSWORD", Default: documentedPassword, Parse: cfg.parseAdminPassword, Secret: true},
 		{Name: "APP_ARGON2", Default: "m=65536,t=3,p=4", Parse: cfg.parseArgon2},
 		{Name: "APP_STORE", Default: "memory", Parse: cfg.parseStore},
+		{Name: "APP_STORE_PREFIX", Default: "jwt-auth-api/", Parse: settings.Text(&cfg.storePrefix, maxText)},
+		{Name: "APP_STORE_USER", Parse: settings.Text(&cfg.storeUser, maxText)},
+		{Name: "APP_STORE_PASSWORD", Parse: cfg.parseStorePassword, Secret: true},
 		{Name: "APP_CORS_ORIGINS", Parse: cfg.parseOrigins},
 		{Name: "APP_THROTTLE", Default: "on", Parse: settings.Switch(&cfg.throttle)},
 		{Name: "APP_TRUSTED_PROXIES", Parse: settings.Networks(&cfg.trustedProxies)},
@@ -253,7 +267,8 @@ func loadConfig(environ []string) (cfg config, warnings []string, err error) {
 }
 
 const (
-	minSecret          = 32 // bytes; RFC 7518 section 3.2 requires the size of the hash
+	maxText            = 256 // bytes; tokens with a longer issuer would be too long to verify
+	minSecret          = 32  // bytes; RFC 7518 section 3.2 requires the size of the hash
 	howToMakeSecret    = "generate one with: openssl rand -hex 32"
 	documentedPassword = "admin-password"
 	documentedSecret   = "change-me-to-a-long-random-string-at-least-32-bytes-please"
@@ -284,14 +299,6 @@ func (cfg *config) parsePreviousSecrets(text string) error {
 	return nil
 }
 
-func (cfg *config) parseIssuer(text string) error {
-	cfg.issuer = text
-	if !utf8.ValidString(text) {
-		return errors.New("must be UTF-8")
-	}
-	return nil
-}
-
 func (cfg *config) parseAddr(text string) error {
 	cfg.addr = text
 	_, port, err := net.SplitHostPort(text)
@@ -305,14 +312,32 @@ func (cfg *config) parseAddr(text string) error {
 }
 
 func (cfg *config) parseStore(text string) error {
-	path, isFile := strings.CutPrefix(text, "file:")
-	if text != "memory" && (!isFile || path == "") {
-		return errors.New("must be memory or file:PATH")
-	}
-	if isFile {
-		cfg.storePath = path
+	kind, where, _ := strings.Cut(text, ":")
+	switch {
+	case text == "memory":
+	case kind == "file" && where != "":
+		cfg.storePath = where
+	case kind == "etcd":
+		cfg.storeURLs = settings.List(where)
+		for i, item := range cfg.storeURLs {
+			u, err := url.Parse(item)
+			if err != nil || u.Host == "" || item != "http://"+u.Host && item != "https://"+u.Host {
+				return fmt.Errorf("URL %d: must look like https://10.0.0.1:2379", i+1)
+			}
+		}
+		if len(cfg.storeURLs) > 0 {
+			return nil
+		}
+		fallthrough
+	default:
+		return errors.New("must be memory, file:PATH or etcd:URL,URL,...")
 	}
 	return nil
+}
+
+func (cfg *config) parseStorePassword(text string) error {
+	cfg.storePassword = newSecret(text)
+	return settings.Text(&text, maxText)(text)
 }
 
 // parseOrigins reads a list of origins as browsers send them (RFC 6454 section 6.2), or *.

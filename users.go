@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"jwt-auth-api/internal/email"
 )
@@ -74,6 +76,21 @@ type session struct {
 	adopted   bool // began with a refresh token of the original, whose jti is the id
 }
 
+// maxUserAgent bounds the User-Agent that a session keeps, in code points.
+const maxUserAgent = 200
+
+// newSession returns a session that begins now and lasts for ttl.
+func newSession(id, userAgent string, now time.Time, ttl time.Duration) session {
+	agent := []rune(strings.ToValidUTF8(userAgent, "\uFFFD"))
+	return session{
+		id:        id,
+		userAgent: string(agent[:min(len(agent), maxUserAgent)]),
+		created:   now.Unix(),
+		rotated:   now.Unix(),
+		expires:   now.Add(ttl).Unix(),
+	}
+}
+
 // lastUsed returns the time of the last login or refresh.
 func (s session) lastUsed() int64 { return max(s.created, s.rotated, s.forgiven) }
 
@@ -82,9 +99,13 @@ func (u *user) find(id string, now int64) int {
 	return slices.IndexFunc(u.sessions, func(s session) bool { return s.id == id && s.expires > now })
 }
 
-// begin adds a session. If there are too many, it ends the least recently used one.
+// begin adds a session, unless it has begun. If there are too many, it ends the least recently used
+// one.
 func (u *user) begin(s session, now int64) {
 	u.end(now, func(session) bool { return false })
+	if u.find(s.id, now) >= 0 {
+		return
+	}
 	if len(u.sessions) >= maxSessions {
 		oldest := slices.MinFunc(u.sessions, func(a, b session) int { return int(a.lastUsed() - b.lastUsed()) })
 		u.end(now, func(s session) bool { return s.id == oldest.id })
@@ -192,23 +213,38 @@ func newUsers() *users {
 }
 
 // byID returns the user with an id, or errUnknownUser.
-func (s *users) byID(ctx context.Context, id string) (user, error) {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.lookup(s.ids, id)
-}
+func (s *users) byID(ctx context.Context, id string) (user, error) { return s.find(ctx, id, "") }
 
 // byEmail returns the user with an email in any spelling, or errUnknownUser.
 func (s *users) byEmail(ctx context.Context, address string) (user, error) {
-	key := email.Key(address)
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.lookup(s.emails, key)
+	return s.find(ctx, "", email.Key(address))
 }
 
-// lookup is called with mu held.
-func (s *users) lookup(index map[string]int, key string) (user, error) {
-	i, ok := index[key]
+// find returns the user with an id or, if that is empty, with an email key. If the maps lack it, it
+// asks the store.
+func (s *users) find(ctx context.Context, id, key string) (user, error) {
+	u, err := s.lookup(id, key)
+	if err == nil {
+		return u, nil
+	}
+	return s.refetch(ctx, id, key)
+}
+
+// refetch is find with the latest record of the store.
+func (s *users) refetch(ctx context.Context, id, key string) (user, error) {
+	if err := s.store.fetch(ctx, id, key); err != nil {
+		return user{}, err
+	}
+	return s.lookup(id, key)
+}
+
+func (s *users) lookup(id, key string) (user, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	i, ok := s.ids[id]
+	if id == "" {
+		i, ok = s.emails[key]
+	}
 	if !ok || s.records[i].deleted {
 		return user{}, errUnknownUser
 	}
@@ -285,9 +321,16 @@ func (s *users) update(ctx context.Context, id string, modify func(*user) error)
 		switch err := modify(&u); err {
 		case nil, errNoWait:
 			c.user, c.noWait = u, err == errNoWait
-		case errUnchanged:
-			return u, nil
-		default:
+		default: // valid only for the latest record
+			latest, fetchErr := s.refetch(ctx, id, "")
+			switch {
+			case fetchErr != nil:
+				return user{}, fetchErr
+			case latest.version != c.base:
+				continue
+			case err == errUnchanged:
+				return latest, nil
+			}
 			return user{}, err
 		}
 		if err := s.store.commit(ctx, c); !errors.Is(err, errConflict) {
@@ -308,24 +351,38 @@ type change struct {
 // left, or errConflict if the record has another version. It is called with mu held.
 func (s *users) accept(c change) error {
 	if c.base == 0 {
-		if _, err := s.lookup(s.emails, email.Key(c.user.email)); err == nil {
+		_, idTaken := s.ids[c.user.id]
+		_, emailTaken := s.emails[email.Key(c.user.email)]
+		if idTaken || emailTaken {
 			return errEmailTaken
 		}
 	} else if old := s.records[s.ids[c.user.id]]; old.version != c.base {
 		return errConflict
-	} else if old.isAdmin() && !c.user.isAdmin() {
-		if _, other := s.admin(old.id); !other {
-			return errLastAdmin
-		}
+	} else if _, err := s.witness(c); err != nil {
+		return err
 	}
 	c.user.version = c.base + 1
 	s.apply(c.user)
 	return nil
 }
 
-// apply replaces a record unless the present one is as new. It is the only function that modifies
-// the maps. It is called with mu held.
-func (s *users) apply(u user) {
+// witness returns another admin if a change takes one away, or errLastAdmin if there is none. Otherwise
+// it returns the zero user. It is called with mu held.
+func (s *users) witness(c change) (user, error) {
+	i, known := s.ids[c.user.id]
+	if !known || !s.records[i].isAdmin() || c.user.isAdmin() {
+		return user{}, nil
+	}
+	other, ok := s.admin(c.user.id)
+	if !ok {
+		return user{}, errLastAdmin
+	}
+	return other, nil
+}
+
+// apply replaces a record unless the present one is as new, and reports whether it did. It is the only
+// function that modifies the maps. It is called with mu held.
+func (s *users) apply(u user) bool {
 	i, known := s.ids[u.id]
 	if !known {
 		i = len(s.records)
@@ -334,7 +391,7 @@ func (s *users) apply(u user) {
 	}
 	old := s.records[i]
 	if u.version <= old.version {
-		return
+		return false
 	}
 	if u.deleted {
 		if key := email.Key(old.email); s.emails[key] == i { // otherwise a later user has it
@@ -345,4 +402,5 @@ func (s *users) apply(u user) {
 		s.emails[email.Key(u.email)] = i
 	}
 	s.records[i] = &u
+	return true
 }

@@ -35,39 +35,56 @@ var build = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// Start runs the program until the test ends and returns its base URL. The program listens on a free
-// port of 127.0.0.1 and has a random secret, an empty working directory and no other environment.
-// Settings in env (NAME=value) override these; APP_LOG must stay text, since the log names the port.
-// The log becomes part of the test's output.
+// Start runs the program until the test ends and returns its base URL, as Run does.
+func Start(tb testing.TB, env ...string) string {
+	tb.Helper()
+	return Run(tb, env...).URL
+}
+
+// A Process is the running program.
+type Process struct {
+	URL    string // base of the paths
+	cmd    *exec.Cmd
+	copied sync.WaitGroup // the log
+	killed bool
+}
+
+// Run runs the program until the test ends. The program listens on a free port of 127.0.0.1 and has a
+// random secret, an empty working directory and no other environment. Settings in env (NAME=value)
+// override these; APP_LOG must stay text, since the log names the port. The log becomes part of the
+// test's output.
 //
 // The test fails if the program does not start to listen, or does not exit with 0 after SIGTERM.
-func Start(tb testing.TB, env ...string) string {
+func Run(tb testing.TB, env ...string) *Process {
 	tb.Helper()
 	path, err := build()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	cmd := exec.Command(path)
-	cmd.Dir = tb.TempDir()
-	cmd.Env = append([]string{"APP_ADDR=127.0.0.1:0", "APP_JWT_SECRET=" + rand.Text() + rand.Text()}, env...)
-	stderr, err := cmd.StderrPipe()
+	p := &Process{cmd: exec.Command(path)}
+	p.cmd.Dir = tb.TempDir()
+	p.cmd.Env = append([]string{"APP_ADDR=127.0.0.1:0", "APP_JWT_SECRET=" + rand.Text() + rand.Text()}, env...)
+	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := p.cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
 	log := io.TeeReader(stderr, tb.Output())
-	kill := time.AfterFunc(timeout, func() { cmd.Process.Kill() })
+	kill := time.AfterFunc(timeout, func() { p.cmd.Process.Kill() })
 	addr := readAddr(log)
 	kill.Stop()
-	var copied sync.WaitGroup
-	copied.Go(func() { io.Copy(io.Discard, log) })
+	p.URL = "http://" + addr
+	p.copied.Go(func() { io.Copy(io.Discard, log) })
 	tb.Cleanup(func() {
+		if p.killed {
+			return
+		}
 		kill.Reset(timeout)
-		cmd.Process.Signal(syscall.SIGTERM)
-		copied.Wait()
-		if err := cmd.Wait(); err != nil {
+		p.cmd.Process.Signal(syscall.SIGTERM)
+		p.copied.Wait()
+		if err := p.cmd.Wait(); err != nil {
 			tb.Errorf("service: %v", err)
 		}
 		kill.Stop()
@@ -75,7 +92,16 @@ func Start(tb testing.TB, env ...string) string {
 	if addr == "" {
 		tb.Fatal("service: did not start to listen")
 	}
-	return "http://" + addr
+	return p
+}
+
+// Kill ends the program at once, as a crash does. To start it again at the same URL, Run it with
+// APP_ADDR.
+func (p *Process) Kill() {
+	p.killed = true
+	p.cmd.Process.Kill()
+	p.copied.Wait()
+	p.cmd.Wait()
 }
 
 // readAddr reads the log as far as the line that names the listener's address. It returns "" if the

@@ -148,6 +148,16 @@ func Switch(p *bool) func(string) error {
 	}
 }
 
+// Text returns a parser that stores a text of at most max bytes.
+func Text(p *string, max int) func(string) error {
+	return func(text string) error {
+		if *p = text; len(text) > max || !utf8.ValidString(text) {
+			return fmt.Errorf("must be UTF-8 of at most %d bytes", max)
+		}
+		return nil
+	}
+}
+
 // Int returns a parser that stores a whole number from min to max.
 func Int(p *int, min, max int) func(string) error {
 	return func(text string) (err error) {

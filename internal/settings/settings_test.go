@@ -65,6 +65,8 @@ func TestLoadFaults(t *testing.T) {
 	dir := t.TempDir()
 	latin1 := filepath.Join(dir, "latin1")
 	os.WriteFile(latin1, []byte("\xe9"), 0o600)
+	nul := filepath.Join(dir, "nul")
+	os.WriteFile(nul, []byte("y\x00"), 0o600)
 	for _, row := range []struct {
 		name, dotenv, environ, want string
 	}{
@@ -75,6 +77,7 @@ func TestLoadFaults(t *testing.T) {
 		{"a secret and its file", "", "APP_SECRET=x,APP_SECRET_FILE=y", "APP_SECRET: set together with APP_SECRET_FILE"},
 		{"a missing file", "", "APP_SECRET_FILE=hunter2", "APP_SECRET: APP_SECRET_FILE: no such file or directory"},
 		{"a file in Latin-1", "", "APP_SECRET_FILE=" + latin1, "APP_SECRET: APP_SECRET_FILE: must be UTF-8 text"},
+		{"a file with NUL", "", "APP_SECRET_FILE=" + nul, "APP_SECRET: APP_SECRET_FILE: must be UTF-8 text"},
 		{"a file that is a directory", "", "APP_SECRET_FILE=" + dir, "APP_SECRET: APP_SECRET_FILE: is a directory"},
 	} {
 		if _, _, err := load(t, row.dotenv, strings.Split(row.environ, ",")...); fmt.Sprint(err) != row.want {
@@ -153,6 +156,9 @@ func TestParsers(t *testing.T) {
 		{"a fraction", Int(&n, 2, 4), &n, "2.5", number},
 		{"one of the values", OneOf(&text, "a", "b"), &text, "b", "b"},
 		{"none of the values", OneOf(&text, "a", "b"), &text, "c", "must be a or b"},
+		{"the longest text", Text(&text, 3), &text, "aé", "aé"},
+		{"a longer text", Text(&text, 3), &text, "aéb", "must be UTF-8 of at most 3 bytes"},
+		{"a text in Latin-1", Text(&text, 3), &text, "\xe9", "must be UTF-8 of at most 3 bytes"},
 		{"on", Switch(&on), &on, "on", "true"},
 		{"off", Switch(&on), &on, "off", "false"},
 		{"neither on nor off", Switch(&on), &on, "yes", "must be on or off"},
