@@ -88,14 +88,16 @@ type tokenPair struct {
 	Scope        string `json:"scope,omitempty"`
 }
 
-// issuePair returns the current token pair of a session. It has the scopes if they differ from those
-// that the client asked for (RFC 6749 section 5.1).
+// issuePair returns a token pair for the current generation of a session. The pair names its scopes if
+// the client asked for others (RFC 6749 section 5.1).
 func (t *tokens) issuePair(u user, s session, asked string) tokenPair {
+	now := t.now().Unix()
+	expiry := min(now+int64(t.accessTTL/time.Second), s.expires)
 	pair := tokenPair{
-		AccessToken:  t.issue(u, s, accessToken, t.now().Add(t.accessTTL).Unix()),
+		AccessToken:  t.issue(u, s, accessToken, expiry),
 		RefreshToken: t.issue(u, s, refreshToken, s.expires),
 		TokenType:    "bearer",
-		ExpiresIn:    int64(t.accessTTL / time.Second),
+		ExpiresIn:    expiry - now,
 	}
 	scopes := strings.Fields(asked)
 	slices.Sort(scopes)
@@ -141,7 +143,7 @@ func (t *tokens) verify(token, typ string) (claims, error) {
 	return c, c.validate(t.now(), t.issuer, typ)
 }
 
-// auth decides who a caller is: by password at login, by token afterwards.
+// auth identifies callers, by password at login and by token afterwards.
 type auth struct {
 	users     *users
 	passwords *passwords
@@ -162,8 +164,8 @@ const (
 // missingScope returns the error of a caller without a scope.
 func missingScope(scope string) apiError { return apiError("Missing required scope: " + scope) }
 
-// register stores a new user with a password, and begins their first session. It looks the email up
-// first, to save the hash if it is taken.
+// register stores a new user with a password, and begins their first session. It checks the
+// email first, so that a taken one costs no hash.
 func (a *auth) register(ctx context.Context, u user, password, userAgent string) (session, error) {
 	if _, err := a.users.byEmail(ctx, u.email); err == nil {
 		return session{}, errEmailTaken
@@ -233,7 +235,8 @@ func (a *auth) changePassword(ctx context.Context, client netip.Addr, id identit
 // the client must wait, and admission.ErrBusy if too many hashes are queued.
 //
 // The throttle is checked before the wait for a slot, and again after it, because earlier requests
-// may have failed meanwhile. So a burst gets no more guesses than hashes run at once.
+// may have failed meanwhile. So a burst exceeds a limit by fewer guesses than hashes run
+// concurrently.
 func (a *auth) checkPassword(ctx context.Context, client netip.Addr, account string, find func() (user, error),
 	password, next string, modify func(*user) error) (user, error) {
 	if err := a.throttle.Check(account, client); err != nil {
@@ -263,7 +266,8 @@ var errHashChanged = errors.New("the password has changed")
 
 // replacePassword is checkPassword without the throttle. The caller has acquired a slot. An unknown
 // email takes the same time as a wrong password, since the password is then compared with the decoy.
-// A hash whose parameters differ from today's is replaced: only now is the password known.
+// A hash whose parameters differ from today's is replaced, because only a login reveals the
+// password.
 func (a *auth) replacePassword(ctx context.Context, find func() (user, error), password, next string,
 	modify func(*user) error) (user, error) {
 	u, err := find()
@@ -302,7 +306,7 @@ func (a *auth) replacePassword(ctx context.Context, find func() (user, error), p
 	})
 }
 
-// refresh uses a refresh token and returns the session with its current generation. It returns
+// refresh exchanges a refresh token and returns the session with its current generation. It returns
 // errInvalidRefresh, errTokenType or errUnknownUser. The verdict is for the log.
 func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s session, v verdict, err error) {
 	c, err := a.tokens.verify(token, refreshToken)
@@ -348,7 +352,7 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 		return written
 	})
 	if err == nil && v == reuse {
-		err = fmt.Errorf("%w: refresh token reused", errInvalidRefresh)
+		return u, s, v, fmt.Errorf("%w: refresh token reused", errInvalidRefresh)
 	}
 	return u, s, v, err
 }
@@ -448,10 +452,10 @@ func (a *auth) requireScope(scope string, next respond.HandlerFunc) respond.Hand
 
 // challenge returns a WWW-Authenticate header with an error code.
 func challenge(scope, code string) string {
-	if scope == "" {
-		return fmt.Sprintf("Bearer error=%q", code)
+	if scope != "" {
+		scope = fmt.Sprintf("scope=%q, ", scope)
 	}
-	return fmt.Sprintf("Bearer scope=%q, error=%q", scope, code)
+	return fmt.Sprintf("Bearer %serror=%q", scope, code)
 }
 
 // has reports whether the token has a scope and the stored user still has it.
@@ -485,12 +489,8 @@ func (a *auth) identify(ctx context.Context, h http.Header) (identity, error) {
 // there is one with the scheme Bearer. A proxy may read another of two headers, so the token of two
 // is empty and thus invalid.
 func bearerToken(h http.Header) (token string, ok bool) {
-	values := h["Authorization"]
-	if len(values) == 0 {
-		return "", false
-	}
-	scheme, token, _ := strings.Cut(values[0], " ")
-	if len(values) > 1 {
+	scheme, token, _ := strings.Cut(h.Get("Authorization"), " ")
+	if len(h["Authorization"]) > 1 {
 		token = ""
 	}
 	return strings.TrimLeft(token, " "), strings.EqualFold(scheme, "Bearer")

@@ -57,7 +57,7 @@ var loopback = netip.MustParseAddr("127.0.0.1")
 
 func b64(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
 
-// signed appends the MAC to the first two segments of a token, whatever they are. It shares no code
+// signed appends the MAC to the first two segments of a token, without checking them. It shares no code
 // with the codec.
 func signed(secret, input string) string {
 	mac := hmac.New(sha256.New, []byte(secret))
@@ -195,8 +195,8 @@ func TestTokensOfTheOriginal(t *testing.T) {
 			iat.Add(-60_001 * time.Millisecond): "iat: token issued in the future",
 			iat.Add(-60 * time.Second):          "accepted",
 			exp.Add(-time.Millisecond):          "accepted",
-			exp:                                 "exp: token expired, or without exp",
-			exp.AddDate(1, 0, 0):                "exp: token expired, or without exp",
+			exp:                                 "exp: missing, or token expired",
+			exp.AddDate(1, 0, 0):                "exp: missing, or token expired",
 		} {
 			_, err := tokensAt(now, file.Secret).verify(token.Token, token.Type)
 			equal(t, fmt.Sprint(token.Type, " token after ", now.Sub(iat)), errText(err), want)
@@ -302,7 +302,7 @@ func TestPreviousKeys(t *testing.T) {
 		signed("x"+oldSecret, good): "invalid signature",
 		signed(partsSecret, none):   "header: alg: must be HS256",
 		signed(oldSecret, none):     "header: alg: must be HS256",
-		signed(oldSecret, past):     "exp: token expired, or without exp",
+		signed(oldSecret, past):     "exp: missing, or token expired",
 	} {
 		_, err := tokens.verify(token, accessToken)
 		equal(t, token, errText(err), want)
@@ -1268,7 +1268,7 @@ func configText(cfg config) []string {
 		previous = append(previous, s.reveal())
 	}
 	return []string{
-		"secret=" + cfg.jwtSecret.reveal(), fmt.Sprint("previous=", previous), "algorithm=" + cfg.algorithm,
+		"secret=" + cfg.jwtSecret.reveal(), fmt.Sprint("previous=", previous),
 		"issuer=" + cfg.issuer, fmt.Sprint("access=", cfg.accessMinutes), fmt.Sprint("refresh=", cfg.refreshDays),
 		"addr=" + cfg.addr, "admin=" + cfg.adminEmail, "password=" + cfg.adminPassword.reveal(), "store=" + cfg.storePath,
 		fmt.Sprint("argon2=", cfg.argon2), fmt.Sprint("origins=", cfg.origins), fmt.Sprint("throttle=", cfg.throttle),
@@ -1276,7 +1276,7 @@ func configText(cfg config) []string {
 	}
 }
 
-const defaults = "secret=" + partsSecret + "|previous=[]|algorithm=HS256|issuer=jwt-auth-api|access=15|refresh=7|" +
+const defaults = "secret=" + partsSecret + "|previous=[]|issuer=jwt-auth-api|access=15|refresh=7|" +
 	"addr=127.0.0.1:8000|admin=admin@example.com|password=admin-password|argon2=m=65536,t=3,p=4|origins=[]|throttle=true|" +
 	"proxies=[]|docs=true|log=text|store="
 
@@ -1324,7 +1324,7 @@ func TestHashesAtOnce(t *testing.T) {
 		want         string
 	}{
 		{1, 4, hash, "1"}, {7, 4, 9 * hash, "1"}, {8, 4, 9 * hash, "2"}, {8, 1, 8 * hash, "8"}, {8, 1, 8*hash - 1, "7"},
-		{8, 1, hash, "1"}, {8, 16, 9 * hash, "1"}, {8, 1, hash - 1, "needs 57 MiB, and 56 are available"},
+		{8, 1, hash, "1"}, {8, 16, 9 * hash, "1"}, {8, 1, hash - 1, "needs 57 MiB of memory, got 56"},
 	} {
 		runtime.GOMAXPROCS(row.cores)
 		debug.SetMemoryLimit(row.limit)
@@ -1661,7 +1661,7 @@ func BenchmarkServe(b *testing.B) {
 		}
 		defer file.Close()
 		s, pair := benchServer(b, file)
-		benchServe(b, pair.AccessToken, func(listener net.Listener) { s.serve(b.Context(), listener, defaultTimeouts) })
+		benchServe(b, pair.AccessToken, func(listener net.Listener) { s.serve(b.Context(), listener) })
 	})
 }
 

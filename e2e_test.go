@@ -109,7 +109,7 @@ func (s *liveServer) serveOn(t testing.TB, listener net.Listener) (cancel func()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := s.serve(ctx, listener, defaultTimeouts); err != nil {
+		if err := s.serve(ctx, listener); err != nil {
 			t.Errorf("serve: got %v, want no error", err)
 		}
 	}()
@@ -988,7 +988,7 @@ func (l *failingListener) Accept() (net.Conn, error) {
 // TestServeFails checks the error of a closed listener, and that the log has the messages of net/http.
 func TestServeFails(t *testing.T) {
 	s := newLiveServer(t)
-	err := s.serve(t.Context(), &failingListener{pipeListener: make(pipeListener)}, defaultTimeouts)
+	err := s.serve(t.Context(), &failingListener{pipeListener: make(pipeListener)})
 	if !errors.Is(err, net.ErrClosed) {
 		t.Errorf("got %v, want %v", err, net.ErrClosed)
 	}
@@ -1022,7 +1022,7 @@ func TestRun(t *testing.T) {
 			`.*level=WARN msg="unknown setting APP_NAME"\n.*msg=listening addr=127\.0\.0\.1:\d+\n.*msg="shutting down"\n`},
 		{"a log in JSON", nil, append(runEnviron, "APP_LOG=json"), "", "<nil>", `{.*"listening".*}\n{.*"shutting down".*}\n`},
 		{"an argument", []string{"-port=80"}, runEnviron, "",
-			"no arguments are accepted: settings are environment variables, see README.md", ""},
+			"unexpected argument; settings are environment variables, see README.md", ""},
 		{"two faults", nil, []string{"APP_LOG=x"}, "", noSecret + "\nAPP_LOG: must be text or json", ""},
 		{"a port in use", nil, append(runEnviron, "APP_ADDR="+addr), "", inUse, ""},
 		{"a port in use, from .env", nil, runEnviron[:2], "APP_ADDR=" + addr, inUse, ""},
@@ -1360,13 +1360,15 @@ func (a *account) next() (request string, fields map[string]string) {
 	return "POST /auth/refresh", map[string]string{"refresh_token": a.pair.RefreshToken}
 }
 
+const firefox = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+
 // send sends a request, and reports whether it was acknowledged.
 func (a *account) send(t testing.TB, client *http.Client, url, request string, fields map[string]string) bool {
 	body, _ := json.Marshal(fields) // never fails
 	method, path, _ := strings.Cut(request, " ")
 	req, _ := http.NewRequest(method, url+path, bytes.NewReader(body)) // never fails
 	req.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + a.pair.AccessToken},
-		"User-Agent": {strings.Repeat("\U0001D11E", 200)}}
+		"User-Agent": {firefox}}
 	resp, err := client.Do(req)
 	if err != nil {
 		return false
@@ -1541,7 +1543,7 @@ func BenchmarkReplay(b *testing.B) {
 	path, s := filepath.Join(b.TempDir(), "users.jsonl"), filled(b, 1_000_000)
 	for _, u := range s.records {
 		u.hash = newSecret("$argon2id$v=19$m=65536,t=3,p=4$" + strings.Repeat("x", 66))
-		u.sessions = []session{{id: newUUID(), userAgent: "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"}}
+		u.sessions = []session{{id: newUUID(), userAgent: firefox}}
 	}
 	f, err := openFile(path, s, nil, nil)
 	for b.Loop() {

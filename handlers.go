@@ -22,14 +22,14 @@ import (
 	"jwt-auth-api/internal/respond"
 )
 
-// A server is what the handlers share.
+// A server holds what the handlers share.
 type server struct {
 	auth
 	errors   respond.Errors
 	clientIP func(*http.Request) netip.Addr
-	origins  []string // of pages that may read responses
+	origins  []string // origins of pages that may read responses
 	log      *slog.Logger
-	logKey   secret // of the hashes of emails in the log
+	logKey   secret // key of the email hashes in the log
 	docs     bool   // whether /docs and /openapi.json are served
 }
 
@@ -44,7 +44,8 @@ type route struct {
 	methods methods
 }
 
-// routes returns the operations of the API. What an operation requires is the wrapper of its handler.
+// routes returns the operations of the API. The wrapper of a handler names what its
+// operation requires.
 func (s *server) routes() []route {
 	user := s.requireUser
 	admin := func(next handler) handler {
@@ -77,7 +78,7 @@ func (s *server) routes() []route {
 
 const maxBody = 16 << 10 // bytes
 
-// handler returns the service. ServeMux also routes HEAD to the handler of GET.
+// handler returns the service's handler, wrapped in middleware. ServeMux also routes HEAD to the handler of GET.
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	for _, route := range s.routes() {
@@ -192,8 +193,8 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 	return respond.JSON(w, http.StatusOK, s.tokens.issuePair(u, begun, scope))
 }
 
-// emailHash returns a keyed hash of an email for the log. The email of a failed login is not logged
-// itself: it may be a password in the wrong field.
+// emailHash returns a keyed hash of an email for the log. The email of a failed login is not logged,
+// because users type passwords into the wrong field.
 func (s *server) emailHash(address string) string {
 	mac := hmac.New(sha256.New, []byte(s.logKey.reveal()))
 	mac.Write([]byte(email.Key(address)))
@@ -209,8 +210,8 @@ func (s *server) refresh(w http.ResponseWriter, r *http.Request) error {
 	return s.exchange(w, r, in)
 }
 
-// exchange responds with a new token pair for a refresh token. The pair has the scopes that the user
-// has now.
+// exchange responds with a new token pair for a refresh token. The pair has the user's current
+// scopes.
 func (s *server) exchange(w http.ResponseWriter, r *http.Request, in *input.Input) error {
 	token, scope := in.Required("refresh_token"), in.Optional("scope")
 	if err := in.Err(); err != nil {
@@ -229,7 +230,7 @@ func (s *server) exchange(w http.ResponseWriter, r *http.Request, in *input.Inpu
 	return respond.JSON(w, http.StatusOK, s.tokens.issuePair(u, current, scope))
 }
 
-// logout ends the session of the caller, the others, or all.
+// logout ends the caller's session, the others, or all of them.
 func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
 	in, which := input.ReadOptionalJSON(r), "local"
 	if in.Has("scope") {
@@ -343,7 +344,7 @@ func (s *server) deleteSession(w http.ResponseWriter, r *http.Request) error {
 }
 
 const (
-	maxLimit   = 1000 // users, of ?limit=
+	maxLimit   = 1000 // maximum of ?limit=
 	streamPage = 256  // users
 )
 
@@ -409,7 +410,7 @@ func (s *server) getUser(w http.ResponseWriter, r *http.Request, u user) error {
 	return respond.JSON(w, http.StatusOK, viewOf(u))
 }
 
-// patchUser changes the members that the body has: all of them, or none.
+// patchUser changes all fields that the body has, or none.
 func (s *server) patchUser(w http.ResponseWriter, r *http.Request, u user) error {
 	in, edit := input.ReadJSON(r), user{}
 	password := ""

@@ -229,12 +229,12 @@ func (c *claims) set(name string, v strictjson.Value) (err error) {
 		c.issuer, err = v.Str()
 	case "sid":
 		if c.session, err = v.Str(); err == nil && c.session == "" {
-			err = errors.New("empty")
+			err = errors.New("must not be empty")
 		}
 	case "gen":
 		var n float64
 		if n, err = v.Float(); err == nil && (n < 0 || n > maxGen || n != math.Trunc(n)) {
-			err = errors.New("not a whole number from 0 on")
+			err = errors.New("must be an integer from 0 to 2^53")
 		}
 		c.gen = int64(n)
 	case "aud":
@@ -252,7 +252,7 @@ func (c *claims) validate(now time.Time, issuer, typ string) error {
 	at := float64(now.UnixNano()) / 1e9
 	switch {
 	case c.expiry <= at: // RFC 7519 section 4.1.4; a missing exp is 0
-		return errors.New("exp: token expired, or without exp")
+		return errors.New("exp: missing, or token expired")
 	case c.notBefore > at+leeway: // RFC 7519 section 4.1.5
 		return errors.New("nbf: token not yet valid")
 	case c.issuedAt > at+leeway:

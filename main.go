@@ -1,5 +1,5 @@
-// Command jwt-auth-api is an HTTP service: people register and log in with an email and a password,
-// and a JWT identifies them from then on.
+// Command jwt-auth-api is an HTTP service that registers users, checks their passwords and issues JSON
+// Web Tokens. It replaces a FastAPI service, "the original", whose tokens it accepts.
 package main
 
 import (
@@ -39,7 +39,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)   // A second signal ends the process at once.
-	signal.Ignore(syscall.SIGPIPE) // The service continues if the reader of its log ends.
+	signal.Ignore(syscall.SIGPIPE) // A closed log pipe does not end the service.
 	if err := run(ctx, os.Args[1:], os.Environ(), os.Stderr); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -48,14 +48,14 @@ func main() {
 
 // run runs the service until ctx is done:
 //
-//  1. load the settings, and report all of their faults at once;
+//  1. load the settings, and report all errors in them;
 //  2. open the listener, to report a port in use before the work begins;
 //  3. build the server, which opens the store and hashes the admin's password;
 //  4. serve;
 //  5. when ctx is done, close the listener, finish the requests in flight, and close the store.
 func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	if len(args) > 0 {
-		return errors.New("no arguments are accepted: settings are environment variables, see README.md")
+		return errors.New("unexpected argument; settings are environment variables, see README.md")
 	}
 	cfg, warnings, err := loadConfig(environ)
 	var log *slog.Logger
@@ -84,7 +84,7 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 		listener.Close()
 		return err
 	}
-	return errors.Join(s.serve(ctx, listener, defaultTimeouts), prefixed("APP_STORE", s.users.store.close()))
+	return errors.Join(s.serve(ctx, listener), prefixed("APP_STORE", s.users.store.close()))
 }
 
 // newLogger returns a logger that writes lines of text, or of JSON, to w.
@@ -155,35 +155,16 @@ func (s *server) createAdmin(ctx context.Context, cfg config) error {
 	return nil
 }
 
-// timeouts bounds how long a client may take.
-type timeouts struct {
-	header   time.Duration // to send the header of a request
-	request  time.Duration // to send a request
-	response time.Duration // to read the response, from the end of the header on; includes the wait for a hash
-	idle     time.Duration // between two requests
-	shutdown time.Duration // for requests in flight at shutdown
-}
-
-var defaultTimeouts = timeouts{
-	header:   5 * time.Second,
-	request:  10 * time.Second,
-	response: 30 * time.Second,
-	idle:     2 * time.Minute, // longer than load balancers keep connections
-	shutdown: 10 * time.Second,
-}
-
-const maxHeader = 16 << 10 // bytes; net/http adds 4096 to its setting
-
 // serve serves requests until ctx is done.
-func (s *server) serve(ctx context.Context, listener net.Listener, limits timeouts) error {
+func (s *server) serve(ctx context.Context, listener net.Listener) error {
 	hs := &http.Server{
 		Handler:                      s.handler(),
 		DisableGeneralOptionsHandler: true,
-		ReadHeaderTimeout:            limits.header,
-		ReadTimeout:                  limits.request,
-		WriteTimeout:                 limits.response,
-		IdleTimeout:                  limits.idle,
-		MaxHeaderBytes:               maxHeader - 4096,
+		ReadHeaderTimeout:            5 * time.Second,
+		ReadTimeout:                  10 * time.Second,
+		WriteTimeout:                 30 * time.Second, // from the end of the header on, with the wait for a hash
+		IdleTimeout:                  2 * time.Minute,  // longer than load balancers keep connections
+		MaxHeaderBytes:               12 << 10,         // net/http adds 4 KiB
 		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 	failed := make(chan error, 1)
@@ -195,7 +176,7 @@ func (s *server) serve(ctx context.Context, listener net.Listener, limits timeou
 	case <-ctx.Done():
 	}
 	s.log.Info("shutting down")
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limits.shutdown)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := hs.Shutdown(ctx); err != nil {
 		s.log.Warn("requests aborted", "reason", err)
@@ -204,11 +185,10 @@ func (s *server) serve(ctx context.Context, listener net.Listener, limits timeou
 	return nil
 }
 
-// A config is what the operator chose.
+// A config holds the settings.
 type config struct {
 	jwtSecret       secret
 	previousSecrets []secret
-	algorithm       string
 	issuer          string
 	accessMinutes   int
 	refreshDays     int
@@ -216,14 +196,14 @@ type config struct {
 	adminEmail      string
 	adminPassword   secret
 	argon2          phc.Params
-	hashes          int // at once
+	hashes          int // maximum of concurrent hashes
 	throttle        bool
 	storePath       string   // of the file, if it is the store
 	storeURLs       []string // of etcd, if it is the store
 	storePrefix     string
 	storeUser       string
 	storePassword   secret
-	origins         []string // of pages that may read responses
+	origins         []string // origins of pages that may read responses
 	trustedProxies  []netip.Prefix
 	docs            bool
 	logFormat       string
@@ -234,7 +214,7 @@ func (cfg *config) settings() []settings.Setting {
 	return []settings.Setting{
 		{Name: "APP_JWT_SECRET", Parse: cfg.parseJWTSecret, Secret: true},
 		{Name: "APP_JWT_PREVIOUS_SECRETS", Parse: cfg.parsePreviousSecrets},
-		{Name: "APP_JWT_ALGORITHM", Default: "HS256", Parse: settings.OneOf(&cfg.algorithm, "HS256")},
+		{Name: "APP_JWT_ALGORITHM", Default: "HS256", Parse: settings.OneOf(new(string), "HS256")},
 		{Name: "APP_ISSUER", Default: "jwt-auth-api", Parse: settings.Text(&cfg.issuer, maxText)},
 		{Name: "APP_ACCESS_TTL_MINUTES", Default: "15", Parse: settings.Int(&cfg.accessMinutes, 1, 365*24*60)},
 		{Name: "APP_REFRESH_TTL_DAYS", Default: "7", Parse: settings.Int(&cfg.refreshDays, 1, 3650)},
@@ -254,14 +234,14 @@ func (cfg *config) settings() []settings.Setting {
 	}
 }
 
-// loadConfig loads the settings. The error names every fault, one a line.
+// loadConfig loads the settings. The error has one line for each invalid setting.
 func loadConfig(environ []string) (cfg config, warnings []string, err error) {
 	warnings, err = settings.Load(environ, "APP_", cfg.settings())
 	if err != nil {
 		return cfg, warnings, err
 	}
 	if cfg.jwtSecret.reveal() == documentedSecret {
-		warnings = append(warnings, "APP_JWT_SECRET is the documented one: everybody can sign tokens with it")
+		warnings = append(warnings, "APP_JWT_SECRET: documented value, with which anyone can sign tokens")
 	}
 	return cfg, warnings, cfg.checkExposure()
 }
@@ -370,9 +350,9 @@ func (cfg *config) parseAdminPassword(text string) error {
 // owaspMinimum has the lowest parameters that OWASP's Password Storage Cheat Sheet allows.
 var owaspMinimum = phc.Params{Memory: 19456, Time: 2, Threads: 1}
 
-// memoryPerHash is the peak memory of a flood of logins as a multiple of the memory of the hashes
-// that run at once: the garbage collector frees earlier ones with a delay.
-const memoryPerHash = 3
+// peakFactor is the peak memory of a flood of logins as a multiple of the memory of the hashes
+// that run concurrently, because the garbage collector frees earlier ones late.
+const peakFactor = 3
 
 func (cfg *config) parseArgon2(text string) (err error) {
 	if cfg.argon2, err = phc.ParseParams(text); err != nil {
@@ -381,16 +361,16 @@ func (cfg *config) parseArgon2(text string) (err error) {
 	if cfg.argon2.Memory < owaspMinimum.Memory || cfg.argon2.Time < owaspMinimum.Time {
 		return fmt.Errorf("must be at least %s", owaspMinimum)
 	}
-	perHash := uint64(cfg.argon2.Memory) << 10 * memoryPerHash
+	perHash := uint64(cfg.argon2.Memory) << 10 * peakFactor
 	have := availableMemory()
 	if perHash > have {
-		return fmt.Errorf("needs %d MiB, and %d are available", perHash>>20, have>>20)
+		return fmt.Errorf("needs %d MiB of memory, got %d", perHash>>20, have>>20)
 	}
 	cfg.hashes = max(1, min(runtime.GOMAXPROCS(0)/int(cfg.argon2.Threads), int(have/perHash)))
 	return nil
 }
 
-// availableMemory returns the memory in bytes that the process may use: the least of GOMEMLIMIT, the
+// availableMemory returns the memory in bytes that the process may use, the minimum of GOMEMLIMIT, the
 // limit of the control group and the memory of the machine. The last two are known only on Linux.
 func availableMemory() uint64 {
 	have := uint64(debug.SetMemoryLimit(-1))

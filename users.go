@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,8 +25,7 @@ const (
 	errLastAdmin   apiError = "the last admin"
 )
 
-// A secret is a string that is never printed: every verb of fmt, log/slog and encoding/json write
-// ******** instead. It holds a pointer because fmt prints unexported fields without calling their
+// A secret is a string that fmt, log/slog and encoding/json print as ********. It holds a pointer because fmt prints unexported fields without calling their
 // methods.
 type secret struct {
 	value *string
@@ -53,7 +53,7 @@ type user struct {
 	email    string // as email.Parse returns it
 	name     string
 	scopes   []string
-	hash     secret // of the password, in the PHC string format
+	hash     secret // PHC string
 	disabled bool
 	deleted  bool      // the record only keeps the place in the order of registration
 	since    int64     // tokens without a session issued up to then are invalid; 0: none
@@ -64,7 +64,7 @@ type user struct {
 // maxSessions bounds the sessions of a user.
 const maxSessions = 20
 
-// A session is what the record keeps of a login. It holds no token.
+// A session is the record of one login. It holds no token.
 type session struct {
 	id        string
 	userAgent string
@@ -94,7 +94,7 @@ func newSession(id, userAgent string, now time.Time, ttl time.Duration) session 
 // lastUsed returns the time of the last login or refresh.
 func (s session) lastUsed() int64 { return max(s.created, s.rotated, s.forgiven) }
 
-// find returns the index of the session with an id at the time now, or -1.
+// find returns the index of the unexpired session with an id, or -1.
 func (u *user) find(id string, now int64) int {
 	return slices.IndexFunc(u.sessions, func(s session) bool { return s.id == id && s.expires > now })
 }
@@ -107,7 +107,7 @@ func (u *user) begin(s session, now int64) {
 		return
 	}
 	if len(u.sessions) >= maxSessions {
-		oldest := slices.MinFunc(u.sessions, func(a, b session) int { return int(a.lastUsed() - b.lastUsed()) })
+		oldest := slices.MinFunc(u.sessions, func(a, b session) int { return cmp.Compare(a.lastUsed(), b.lastUsed()) })
 		u.end(now, func(s session) bool { return s.id == oldest.id })
 	}
 	u.sessions = append(u.sessions, s)
@@ -169,7 +169,7 @@ const (
 	forgiveInterval = 6 * 60 * 60 // between late retries: a phone that slept after a lost response
 )
 
-// A verdict is what follows from the use of a refresh token.
+// A verdict is the outcome of using a refresh token.
 type verdict int
 
 const (

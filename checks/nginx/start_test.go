@@ -29,7 +29,7 @@ http {
 `
 
 // start runs nginx with nginx.conf in front of the service at addr until the test ends. The client
-// that it returns connects to nginx from clientIP, whatever the host in a URL.
+// that it returns connects to nginx from clientIP, for any host in the URL.
 func start(t *testing.T, addr string) *http.Client {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

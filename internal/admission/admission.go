@@ -1,5 +1,5 @@
-// Package admission bounds how many expensive tasks run at once. A task that has to wait does so in a
-// short queue, for a short time: work that its client no longer waits for is never done.
+// Package admission bounds how many expensive tasks run at once. A task that must wait does so
+// briefly, in a short queue, and never starts after its client has left.
 package admission
 
 import (

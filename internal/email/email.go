@@ -84,7 +84,7 @@ func Parse(text string) (string, error) {
 	return address, nil
 }
 
-// Key returns what all spellings of one address have in common. Two addresses that Parse accepts
+// Key returns the canonical form of an address, for comparison only. Two addresses that Parse accepts
 // have the same key if and only if they differ in letter case (Unicode simple case folding, as in
 // strings.EqualFold), in spaces and tabs around them, or in the encoding of their domain.
 func Key(text string) string {

@@ -34,7 +34,7 @@ type Fault struct {
 	Ctx  map[string]any `json:"ctx,omitempty"`
 }
 
-// Faults is the error of input that breaks the rules.
+// Faults is the error of invalid input.
 type Faults []Fault
 
 func (f Faults) Error() string { return fmt.Sprintf("invalid input: %v", []Fault(f)) }
@@ -52,7 +52,7 @@ func newInput(place string) *Input {
 	return &Input{place: place, values: make(map[string]strictjson.Value), duplicates: make(map[string]bool)}
 }
 
-// Has reports whether the request has the field, with whatever value.
+// Has reports whether the request has the field, with any value.
 func (in *Input) Has(name string) bool {
 	_, ok := in.values[name]
 	return ok

@@ -195,7 +195,7 @@ var files = []struct{ name, text, records, warning, err string }{
 	{"an empty file", "", "", "", ""},
 	{"a part of the first line", mark[:9], "", "1 9", ""},
 	{"a part of the end of a snapshot", changes + mark[:9], `[{"id":1},{"id":2}]`, "2 9", ""},
-	{"another file", "APP_ADDR=:80\nAPP_LOG=text\n", "", "", "journal: PATH is not a journal"},
+	{"another file", "APP_ADDR=:80\n", "", "", "journal: PATH is not a journal"},
 	{"another file of two lines", "APP_ADDR=:80\n\n", "", "", "journal: PATH is not a journal"},
 	{"an invalid first line", changes[1:] + mark, "", "", "journal: line 1 is damaged"},
 	{"two invalid lines", mark + "a\nb\n" + changes, "[]", "", "journal: line 2 is damaged"},

@@ -1,5 +1,5 @@
-// Package logwriter has a buffered writer for logs: a slow or blocked log never delays the program,
-// and many lines become one system call.
+// Package logwriter has a buffered writer for logs. A slow log never delays the program, and many
+// lines become one system call.
 package logwriter
 
 import (
@@ -44,7 +44,7 @@ func (w *Writer) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// flush writes the pending lines. An error has no reader.
+// flush writes the pending lines. It ignores errors, which only the log could report.
 func (w *Writer) flush() {
 	w.writing.Lock()
 	defer w.writing.Unlock()
@@ -60,7 +60,7 @@ func (w *Writer) flush() {
 	}
 }
 
-// Close writes the pending lines. It gives up after a second, since the underlying writer may block.
+// Close writes the pending lines. It waits at most a second, because the underlying writer may block.
 func (w *Writer) Close() {
 	done := make(chan struct{})
 	go func() {

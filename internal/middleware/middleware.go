@@ -86,7 +86,7 @@ func Recover(next http.Handler, log *slog.Logger, fail Fail) http.Handler {
 func panicError(p any) error { return fmt.Errorf("panic: %v\n%s", p, debug.Stack()) }
 
 // Log logs a line for each request. It must be inside Recover. A request that panics before its
-// response begins has the status 500. Successful requests of the route quiet are left out. client
+// response begins has the status 500. Successful requests of the route quiet are not logged. client
 // returns the IP address of the client.
 func Log(next http.Handler, log *slog.Logger, quiet string, client func(*http.Request) netip.Addr) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -122,13 +122,13 @@ func knownMethod(method string) string {
 	return method
 }
 
-// A StatusError is an error with no more to say than its HTTP status.
+// A StatusError is an error that its HTTP status describes.
 type StatusError int
 
 func (e StatusError) Error() string { return http.StatusText(int(e)) }
 
-// CORS lets pages of the origins read responses (Fetch Standard, section 3.2). The origin * stands
-// for all. The handler of OPTIONS completes the response to a preflight request, see [Preflight].
+// CORS lets pages of the origins read responses (Fetch Standard, section 3.2). The origin * matches
+// every origin. The handler of OPTIONS completes the response to a preflight request, see [Preflight].
 func CORS(next http.Handler, origins []string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin := r.Header.Get("Origin")

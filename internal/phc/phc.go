@@ -30,7 +30,7 @@ type Hash struct {
 	Sum  []byte
 }
 
-// Bounds of an accepted hash. A stored hash must not choose its cost freely.
+// Bounds of an accepted hash. They keep a stored hash from choosing its cost.
 const (
 	maxMemory  = 256 << 10 // KiB
 	maxTime    = 10        // passes

@@ -104,7 +104,7 @@ type response struct {
 	retryAfter time.Duration
 }
 
-// responseTo returns the response to err. An error that it does not know is a fault of the service.
+// responseTo returns the response to err. Any other error is a 500.
 func (e *Errors) responseTo(err error) response {
 	if faults, ok := errors.AsType[input.Faults](err); ok {
 		return response{status: http.StatusUnprocessableEntity, detail: faults}

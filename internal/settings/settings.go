@@ -8,7 +8,7 @@
 //	})
 //
 // A value comes from the environment, else from .env, else it is the default. Names match in any case.
-// An empty value means the default. Load reports all faults at once and never shows a value.
+// An empty value means the default. Load reports all errors together, and no error contains a value.
 package settings
 
 import (
@@ -35,8 +35,8 @@ type Setting struct {
 	Empty   bool // an empty value is a value
 }
 
-// Load parses the values of all settings. A variable that begins with prefix and is unknown is a
-// fault in .env and a warning in the environment. The error names every fault, one a line.
+// Load parses the values of all settings. A variable that begins with prefix and is unknown is an
+// error in .env and a warning in the environment. The error has one line for each.
 func Load(environ []string, prefix string, all []Setting) (warnings []string, err error) {
 	known := make(map[string]bool)
 	for _, s := range all {

@@ -26,7 +26,7 @@ const (
 	Array                   // as written
 )
 
-// A Value is one JSON value. The text of a string is decoded, that of another kind is the source's.
+// A Value is one JSON value. Text is decoded for a string, and as written for any other kind.
 type Value struct {
 	Kind Kind
 	Text string
@@ -45,7 +45,7 @@ func (v Value) Float() (float64, error) {
 	if v.Kind != Number {
 		return 0, errors.New("not a number")
 	}
-	if n, err := strconv.Atoi(v.Text); err == nil { // most numbers, in a fifth of the time
+	if n, err := strconv.Atoi(v.Text); err == nil { // most numbers
 		return float64(n), nil
 	}
 	f, err := strconv.ParseFloat(v.Text, 64)

@@ -101,7 +101,7 @@ func (t *Throttle) Failed(account string, client netip.Addr) {
 		r := t.find(k, now)
 		r.failures++
 		if r.at = r.at.Add(refill); k != clientKey || r.at.After(now) {
-			r.at = now // a bucket holds no fewer than none
+			r.at = now // a bucket never holds fewer than 0 tokens
 		}
 		t.records[k] = r
 	}
@@ -129,7 +129,7 @@ func keys(account string, client netip.Addr) (pair, ofAccount, ofClient key) {
 	return hash(prefix.String() + "\x00" + account), hash("\x00" + account), hash(prefix.String())
 }
 
-// find returns the record of k, or a new one if k has none that counts.
+// find returns the record of k, or an empty one if k has none or it has expired.
 func (t *Throttle) find(k key, now time.Time) record {
 	if r, ok := t.records[k]; ok && !r.expired(now) {
 		return r

@@ -80,14 +80,14 @@ import (
 	"time"
 )
 
-// A Response is what a script compares.
+// A Response is a response as scripts compare it.
 type Response struct {
 	Status int
 	Header http.Header
 	Body   string
 }
 
-// A Server is what a script talks to.
+// A Server is the server under test.
 type Server interface {
 	// Send sends a request such as "GET /me", with header lines such as "Accept: */*".
 	Send(t testing.TB, request string, header []string, body string) Response
