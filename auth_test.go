@@ -347,6 +347,9 @@ func TestIssuePair(t *testing.T) {
 			seen[c.id] = true
 		}
 	}
+	last := tokens.issuePair(user{id: "u1"}, session{id: "s1", expires: 1899}, "") // before the access token would expire
+	c, err := tokens.verify(last.AccessToken, accessToken)
+	equal(t, "a session that ends first", fmt.Sprint(last.ExpiresIn, c.expiry, err), "899 1899 <nil>")
 	for asked, want := range map[string]string{"": "", "me admin": "", "admin  me admin": "", "me": "me admin",
 		"me admin x": "me admin", "x y": "me admin"} {
 		pair := tokens.issuePair(user{id: "u1", scopes: []string{"me", "admin"}}, session{}, asked)

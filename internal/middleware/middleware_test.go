@@ -207,6 +207,7 @@ func TestLimit(t *testing.T) {
 		{"HTTP/1.0", "/a", "a", "", "HTTP/1.0", "/a a", "close"},
 		{"a compressed body", "/a", "a", "gzip", "", "415 Unsupported Media Type", "identity"},
 		{"a compressed body with another path", "//a", "a", "gzip", "", notFound, ""},
+		{"a coding without a body", "/a", "", "gzip", "", "/a ", ""},
 		{"a body that is not compressed", "/a", "a", "Identity", "", "/a a", ""},
 	} {
 		r, w := httptest.NewRequest("POST", "/", strings.NewReader(row.body)), httptest.NewRecorder()
