@@ -310,7 +310,7 @@ func (cfg *config) parseStore(text string) error {
 		}
 		fallthrough
 	default:
-		return errors.New("must be memory, file:PATH or etcd:URL,URL,...")
+		return errors.New("must be memory, file:PATH or etcd:URL,URL")
 	}
 	return nil
 }

@@ -302,8 +302,7 @@ func (e *etcdStore) beat(ctx context.Context) {
 }
 
 // commit makes a change with one transaction, which etcd makes only if the keys are at the revisions
-// that the change was made from. If its outcome is unknown, the client sends it again, and the second
-// one finds the record of the first.
+// that the change was made from.
 func (e *etcdStore) commit(ctx context.Context, c change) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -336,28 +335,38 @@ func (e *etcdStore) commit(ctx context.Context, c change) error {
 		e.apply(c.user)
 		return nil
 	}
+	found, err := e.applyCurrent(txn, current, owner, revision)
+	switch {
+	case err != nil:
+		return err
+	case bytes.Equal(found[key], record), c.user.deleted && found[key] == nil,
+		c.base == 0 && string(found[owner]) == c.user.id: // made by an earlier try, whose response was lost
+		return nil
+	case c.base == 0 && found[owner] != nil:
+		return errEmailTaken
+	}
+	return errConflict
+}
+
+// applyCurrent applies the current records of the keys that a transaction compared, and returns their
+// values.
+func (e *etcdStore) applyCurrent(txn etcd.Txn, current []etcd.KV, owner string, revision int64) (
+	map[string][]byte, error) {
 	found := map[string][]byte{}
 	for _, kv := range current {
 		if found[string(kv.Key)] = kv.Value; string(kv.Key) == owner {
 			continue
 		}
 		if err := e.applyKV(kv); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	for compared, base := range txn.Compare {
-		if base != 0 && found[compared] == nil {
-			e.applyKV(etcd.KV{Key: []byte(compared), ModRevision: revision}) // deleted
+	for key, base := range txn.Compare {
+		if base != 0 && found[key] == nil {
+			e.applyKV(etcd.KV{Key: []byte(key), ModRevision: revision}) // deleted
 		}
 	}
-	switch {
-	case bytes.Equal(found[key], record), c.user.deleted && found[key] == nil,
-		c.base == 0 && string(found[owner]) == c.user.id: // the first try was successful
-		return nil
-	case c.base == 0 && found[owner] != nil:
-		return errEmailTaken
-	}
-	return errConflict
+	return found, nil
 }
 
 func (e *etcdStore) fetch(ctx context.Context, id, key string) error {
