@@ -36,6 +36,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"jwt-auth-api/internal/etcd/etcdtest"
 	"jwt-auth-api/internal/openapi"
 	"jwt-auth-api/internal/phc"
 	"jwt-auth-api/internal/webscript"
@@ -252,6 +253,11 @@ func TestScripts(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt")+"_in_a_file", func(t *testing.T) {
 			webscript.Run(t, file, startWithFile)
 		})
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt")+"_in_etcd", func(t *testing.T) {
+			webscript.Run(t, file, func(t *testing.T, settings []string) webscript.Server {
+				return startReplica(t, etcdtest.New(t), settings...)
+			})
+		})
 	}
 }
 
@@ -382,18 +388,21 @@ func TestMethods(t *testing.T) {
 
 const jsonType = "Content-Type: application/json"
 
-// TestRegisterAtOnce sends twenty registrations of one email at once.
+// TestRegisterAtOnce sends twenty registrations of one email at once, to one server or to two replicas.
 func TestRegisterAtOnce(t *testing.T) {
-	s := startServer(t)
-	var wg sync.WaitGroup
-	statuses := make([]int, 20)
-	for i := range statuses {
-		wg.Go(func() { statuses[i] = s.Send(t, "POST /auth/register", []string{jsonType}, registerBody).Status })
-	}
-	wg.Wait()
-	slices.Sort(statuses)
-	if want := append([]int{201}, slices.Repeat([]int{409}, 19)...); !slices.Equal(statuses, want) {
-		t.Errorf("got %d, want %d", statuses, want)
+	etcd := etcdtest.New(t)
+	for _, servers := range [][]*liveServer{{startServer(t)}, {startReplica(t, etcd), startReplica(t, etcd)}} {
+		var wg sync.WaitGroup
+		statuses := make([]int, 20)
+		for i := range statuses {
+			s := servers[i%len(servers)]
+			wg.Go(func() { statuses[i] = s.Send(t, "POST /auth/register", []string{jsonType}, registerBody).Status })
+		}
+		wg.Wait()
+		slices.Sort(statuses)
+		if want := append([]int{201}, slices.Repeat([]int{409}, 19)...); !slices.Equal(statuses, want) {
+			t.Errorf("got %d, want %d", statuses, want)
+		}
 	}
 }
 

@@ -135,7 +135,7 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 	case cfg.storeURLs != nil:
 		etcd := etcd.Config{URLs: cfg.storeURLs, User: cfg.storeUser, Password: cfg.storePassword.reveal, Warn: log.Warn}
 		loaded := func(ctx context.Context) error { return s.createAdmin(ctx, cfg) }
-		s.users.store = openEtcd(ctx, s.users, etcd, cfg.storePrefix, log, loaded)
+		openEtcd(ctx, s.users, etcd, cfg.storePrefix, log, loaded)
 		return s, nil
 	}
 	return s, s.createAdmin(ctx, cfg)

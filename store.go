@@ -146,11 +146,13 @@ type etcdStore struct {
 	seen    atomic.Int64 // when the last heartbeat was seen, in nanoseconds since the epoch
 }
 
-// openEtcd returns a store that begins to load the records. It calls loaded when it has, each time.
+// openEtcd makes an etcdStore the store of s, and begins to load the records. It calls loaded when it
+// has, each time.
 func openEtcd(ctx context.Context, s *users, cfg etcd.Config, prefix string, log *slog.Logger,
-	loaded func(context.Context) error) *etcdStore {
+	loaded func(context.Context) error) {
 	e := &etcdStore{users: s, config: cfg, prefix: prefix, replica: prefix + "b/" + newUUID(), log: log}
 	e.client.Store(etcd.New(cfg))
+	s.store = e
 	ctx, e.stop = context.WithCancel(ctx)
 	go e.beat(ctx)
 	go func() {
@@ -162,7 +164,6 @@ func openEtcd(ctx context.Context, s *users, cfg etcd.Config, prefix string, log
 			}
 		}
 	}()
-	return e
 }
 
 func sleep(ctx context.Context, d time.Duration) {
@@ -178,7 +179,9 @@ func (e *etcdStore) follow(ctx context.Context, loaded func(context.Context) err
 	client := etcd.New(e.config)
 	e.client.Store(client)
 	revision, err := e.load(ctx, client, newCluster)
-	if err != nil {
+	if err != nil && newCluster {
+		return fmt.Errorf("%w: %w", etcd.ErrCluster, err) // The maps still have the old records.
+	} else if err != nil {
 		return err
 	}
 	if err := loaded(ctx); err != nil {
@@ -248,8 +251,11 @@ func (e *etcdStore) decode(kv etcd.KV) (user, error) {
 		return user{id: id, deleted: true, version: kv.ModRevision}, nil
 	}
 	u, err := decodeUser(kv.Value)
+	if err != nil {
+		return user{}, fmt.Errorf("key %s: %w", kv.Key, err)
+	}
 	u.version = kv.ModRevision
-	return u, err
+	return u, nil
 }
 
 // changed applies changes that the watch reports.
@@ -271,7 +277,7 @@ func (e *etcdStore) changed(kvs []etcd.KV) {
 func (e *etcdStore) applyKV(kv etcd.KV) error {
 	u, err := e.decode(kv)
 	if err != nil {
-		return fmt.Errorf("key %s: %w", kv.Key, err)
+		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"jwt-auth-api/internal/etcd/etcdtest"
+)
+
+// These tests run replicas with a fake of etcd. The others run in checks/cluster.
+
+// startReplica returns a server with a store in etcd, once it has loaded the records.
+func startReplica(t testing.TB, etcd *etcdtest.Server, settings ...string) *liveServer {
+	s := startServer(t, append(settings, "APP_STORE=etcd:"+etcd.URL)...)
+	await(t, "the records", func() bool { return s.users.store.check() == nil })
+	return s
+}
+
+// await waits until a condition is true.
+func await(t testing.TB, name string, condition func() bool) {
+	t.Helper()
+	for deadline := time.After(10 * time.Second); !condition(); {
+		select {
+		case <-deadline:
+			t.Fatalf("got no %s within 10 s, want it", name)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// unwatched ends the watches. Until the test calls resume, replicas see only what they ask for.
+func unwatched(etcd *etcdtest.Server) (resume func()) {
+	etcd.Fault(func(call string, _ bool) bool { return strings.HasPrefix(call, "watch") })
+	etcd.CloseClientConnections()
+	return func() { etcd.Fault(nil) }
+}
+
+// TestReplicas changes users at two replicas that do not see each other's changes, except at the end.
+func TestReplicas(t *testing.T) {
+	etcd := etcdtest.New(t)
+	a, b := startReplica(t, etcd), startReplica(t, etcd)
+	addUsers(t, a, 3)
+	await(t, "user", func() bool { _, err := b.users.lookup("id 2", ""); return err == nil })
+	resume := unwatched(etcd)
+	status := func(s *liveServer, request, token string) int {
+		return s.Send(t, request, []string{"Authorization: Bearer " + token}, "").Status
+	}
+	token, admin := a.begin(t, "id 0").AccessToken, b.begin(t, "admin-0").AccessToken
+	equal(t, "a session of the other", status(b, "GET /me", token), 200)
+	equal(t, "a logout", status(b, "POST /auth/logout", token), 204)
+	equal(t, "a logout that is not seen", status(a, "GET /me", token), 200)
+
+	later := user{id: newUUID(), email: "later@example.com", name: "Later", scopes: []string{"me", "admin"}}
+	equal(t, "a user", a.users.add(t.Context(), later), nil)
+	equal(t, "a user of the other", status(b, "GET /admin/users/"+later.id, admin), 200)
+	equal(t, "a taken email", b.users.add(t.Context(), user{id: "x", email: "LATER@example.com"}), error(errEmailTaken))
+	equal(t, "a taken id", b.users.add(t.Context(), user{id: later.id, email: "x@example.com"}), errConflict)
+	u, err := b.users.byEmail(t.Context(), "LATER@example.com")
+	equal(t, "the owner", fmt.Sprint(u.id, err), later.id+"<nil>")
+
+	calls := 0
+	mustUpdate(t, a.server, "id 1", func(u *user) { u.name = "a" })
+	u = mustUpdate(t, b.server, "id 1", func(u *user) { u.name += "b"; calls++ })
+	equal(t, "a conflict", fmt.Sprint(u.name, calls), "ab2")
+
+	remove := func(u *user) error { u.deleted = true; return nil }
+	mustUpdate(t, a.server, "id 2", func(u *user) { u.deleted = true })
+	_, err = b.users.update(t.Context(), "id 2", func(u *user) error { u.name = "b"; return nil })
+	equal(t, "a deleted user", err, error(errUnknownUser))
+	equal(t, "a free email", b.users.add(t.Context(), user{id: "again", email: "2@example.com"}), nil)
+	u, err = a.users.byEmail(t.Context(), "2@example.com")
+	equal(t, "its new owner", fmt.Sprint(u.id, err), "again<nil>")
+	mustUpdate(t, b.server, "again", func(u *user) { u.deleted = true })
+	_, err = a.users.refetch(t.Context(), "again", "")
+	equal(t, "a user deleted elsewhere", err, error(errUnknownUser))
+	_, err = a.users.lookup("", "2@example.com")
+	equal(t, "the email of a user deleted elsewhere", err, error(errUnknownUser))
+
+	_, err = a.users.update(t.Context(), later.id, remove)
+	equal(t, "an admin", err, nil)
+	_, err = b.users.update(t.Context(), "admin-0", remove)
+	equal(t, "the last admin, with a witness that is deleted", err, error(errLastAdmin))
+
+	resume()
+	await(t, "logout", func() bool { u, _ := a.users.lookup("id 0", ""); return len(u.sessions) == 0 })
+	await(t, "change", func() bool { u, _ := a.users.lookup("id 1", ""); return u.name == "ab" })
+	equal(t, "a logout that is seen", status(a, "GET /me", token), 401)
+	equal(t, "records", storedText(t, startReplica(t, etcd).users), storedText(t, a.users))
+}
+
+// TestLostResponses closes the connection after a change is made.
+func TestLostResponses(t *testing.T) {
+	etcd := etcdtest.New(t)
+	a, b := startReplica(t, etcd), startReplica(t, etcd)
+	lose := func(key string, meanwhile func()) {
+		etcd.Fault(func(call string, executed bool) bool {
+			lost := executed && strings.HasPrefix(call, "txn") && strings.Contains(call, "jwt-auth-api/"+key)
+			if lost {
+				etcd.Fault(nil)
+				meanwhile()
+			}
+			return lost
+		})
+	}
+	nothing, rename := func() {}, func() { mustUpdate(t, b.server, "u1", func(u *user) { u.name += "b" }) }
+	for _, meanwhile := range []func(){nothing, rename} {
+		u, calls := user{id: "u1", email: "u1@example.com"}, 0
+		lose("a/", meanwhile)
+		equal(t, "a new user", a.users.add(t.Context(), u), nil)
+		lose("u/", meanwhile)
+		mustUpdate(t, a.server, "u1", func(u *user) { u.name += "a"; calls++ })
+		u, _ = a.users.lookup("u1", "")
+		equal(t, "changes", fmt.Sprint(u.name, calls), map[bool]string{true: "a1", false: "baba2"}[u.name == "a"])
+		lose("u/", nothing)
+		mustUpdate(t, a.server, "u1", func(u *user) { u.deleted = true })
+		_, err := a.users.lookup("u1", "")
+		equal(t, "a deleted user", err, error(errUnknownUser))
+	}
+	lose("b/", nothing)
+	for _, s := range []*liveServer{a, b} {
+		e := s.users.store.(*etcdStore)
+		for range 3 { // The second heartbeat comes after the lost response.
+			e.seen.Store(0)
+			await(t, "heartbeat", func() bool { return e.check() == nil })
+		}
+	}
+}
+
+// TestReload loads the records again after a compaction, and those of a new cluster.
+func TestReload(t *testing.T) {
+	etcd := etcdtest.New(t)
+	a, b := startReplica(t, etcd), startReplica(t, etcd)
+	addUsers(t, a, 3)
+	logged := func(line string) func() bool {
+		return func() bool { return strings.Contains(b.textLog.String(), line) }
+	}
+	etcd.Put("jwt-auth-api/u/u9", `{"v":2,"id":"u9"}`)
+	await(t, "log", logged(`unreadable record" reason="key jwt-auth-api/u/u9: record of user u9 has format 2, `))
+	_, err := b.users.byID(t.Context(), "u9")
+	equal(t, "a newer format", errText(err), "key jwt-auth-api/u/u9: record of user u9 has format 2, this program knows 1")
+	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
+	await(t, "record", func() bool { _, err := b.users.lookup("u9", ""); return err == nil })
+
+	unwatched(etcd)
+	mustUpdate(t, a.server, "id 1", func(u *user) { u.deleted = true })
+	mustUpdate(t, a.server, "id 0", func(u *user) { u.name = "a" })
+	etcd.Compact()
+	once := sync.Once{}
+	etcd.Fault(func(call string, _ bool) bool {
+		if call == "range jwt-auth-api/u/80" {
+			once.Do(func() { b.users.add(t.Context(), user{id: "00", email: "00@example.com"}) })
+		}
+		return false
+	})
+	await(t, "log", logged(`records are loaded again" reason="etcd at `+etcd.URL+`: revision compacted"`))
+	await(t, "new user", func() bool { u, _ := b.users.lookup("id 0", ""); return u.name == "a" })
+	list, _ := b.users.after(t.Context(), "", 9)
+	equal(t, "users", userIDs(list), "admin-0 id 0 id 2 u9 00")
+
+	etcd.Replace()
+	etcd.Put("jwt-auth-api/u/u9", `{"v":2,"id":"u9"}`)
+	await(t, "log", logged(`records are loaded again" reason="cluster replaced: key jwt-auth-api/u/u9: record of user `))
+	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
+	await(t, "admin", func() bool { list, _ = b.users.after(t.Context(), "", 9); return len(list) == 2 })
+	equal(t, "users of a new cluster", userIDs(list), "u9 admin-0")
+}
+
+// TestEtcdDown starts a replica without etcd, which then starts.
+func TestEtcdDown(t *testing.T) {
+	etcd := etcdtest.New(t)
+	etcd.Fault(func(string, bool) bool { return true })
+	s := startServer(t, "APP_STORE=etcd:"+etcd.URL)
+	token := s.tokens.issuePair(user{id: "admin-0", scopes: []string{"admin"}}, session{id: "s", expires: math.MaxInt32}, "")
+	for request, body := range map[string]string{"GET /healthz": "", "GET /me": "", "GET /admin/users": "",
+		"POST /auth/register": registerBody, "POST /auth/login": `{"username":"u","password":"p"}`,
+		"POST /auth/refresh": `{"refresh_token":"` + token.RefreshToken + `"}`} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		method, path, _ := strings.Cut(request, " ")
+		r, w := httptest.NewRequestWithContext(ctx, method, path, strings.NewReader(body)), httptest.NewRecorder()
+		r.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + token.AccessToken}}
+		s.handler().ServeHTTP(w, r)
+		cancel()
+		got := fmt.Sprint(w.Code, w.Header()["Retry-After"], w.Body)
+		equal(t, request, strings.HasPrefix(got, `503 [1] {"detail":"busy, try again"`), true)
+	}
+	etcd.Fault(nil)
+	await(t, "records", func() bool { return s.Send(t, "GET /healthz", nil, "").Status == 200 })
+	equal(t, "the admin", s.users.hasAdmin(), true)
+	for age, want := range map[time.Duration]bool{maxStaleness - time.Second: true, maxStaleness: false} {
+		e := &etcdStore{}
+		e.seen.Store(time.Now().Add(-age).UnixNano())
+		equal(t, age.String(), e.check() == nil, want)
+	}
+}
+
