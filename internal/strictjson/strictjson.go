@@ -157,11 +157,11 @@ func (p *parser) container(depth int, end byte, item func(name string, v Value) 
 		return p.fail("nested too deep")
 	}
 	p.pos++
-	seen := make(map[string]struct{}) // up to 8 names take no heap memory
+	var seen nameSet
 	for c := p.next(); c != end; {
 		name, v := "", Value{}
 		if end == '}' {
-			name, err = p.name(seen)
+			name, err = p.name(&seen)
 		}
 		if err == nil {
 			v, err = p.value(depth, nil)
@@ -182,18 +182,43 @@ func (p *parser) container(depth int, end byte, item func(name string, v Value) 
 	return nil
 }
 
+// A nameSet holds the names of an object. Up to ten are compared one by one, and take no memory.
+type nameSet struct {
+	few  [10]string
+	n    int // names in few
+	many map[string]bool
+}
+
+// add adds a name, and reports whether it is new.
+func (s *nameSet) add(name string) bool {
+	for _, known := range s.few[:s.n] {
+		if known == name {
+			return false
+		}
+	}
+	if s.n < len(s.few) {
+		s.few[s.n] = name
+		s.n++
+		return true
+	}
+	if s.many == nil {
+		s.many = make(map[string]bool)
+	}
+	known := s.many[name]
+	s.many[name] = true
+	return !known
+}
+
 // name parses the name of a member, and the colon after it.
-func (p *parser) name(seen map[string]struct{}) (string, error) {
+func (p *parser) name(seen *nameSet) (string, error) {
 	if p.next() != '"' {
 		return "", p.fail("Expecting property name enclosed in double quotes")
 	}
 	name, err := p.str()
-	n := len(seen)
-	seen[name] = struct{}{}
 	switch {
 	case err != nil:
 		return "", err
-	case len(seen) == n:
+	case !seen.add(name):
 		return "", p.fail("duplicate name")
 	case p.next() != ':':
 		return "", p.fail("unexpected character")
@@ -204,23 +229,24 @@ func (p *parser) name(seen map[string]struct{}) (string, error) {
 
 // str parses a string. Without escapes, its value is a substring of the source.
 func (p *parser) str() (string, error) {
-	escaped := false
-	i := p.pos + 1
-	for ; i < len(p.src) && p.src[i] >= ' '; i++ {
-		switch p.src[i] {
+	start := p.pos + 1
+	end := start
+	for end < len(p.src) && p.src[end] != '"' && p.src[end] != '\\' && p.src[end] >= ' ' {
+		end++
+	}
+	if end < len(p.src) && p.src[end] == '"' {
+		p.pos = end + 1
+		return p.src[start:end], nil
+	}
+	for ; end < len(p.src) && p.src[end] >= ' '; end++ {
+		switch p.src[end] {
 		case '\\':
-			escaped = true
-			i++ // an escaped quote does not end the string
+			end++ // an escaped quote does not end the string
 		case '"':
-			if escaped {
-				return p.unquote(i + 1)
-			}
-			text := p.src[p.pos+1 : i]
-			p.pos = i + 1
-			return text, nil
+			return p.unquote(end + 1)
 		}
 	}
-	p.pos = min(i, len(p.src))
+	p.pos = min(end, len(p.src))
 	return "", p.fail("control character in string")
 }
 
@@ -241,13 +267,20 @@ func (p *parser) unquote(end int) (text string, err error) {
 
 // scalar parses a number, true, false or null.
 func (p *parser) scalar() error {
+	const delimiters = ",]} \t\r\n"
 	rest := p.src[p.pos:]
-	if end := strings.IndexAny(rest, ",]} \t\r\n"); end >= 0 {
-		rest = rest[:end]
+	end := 0
+	for end < len(rest) && '0' <= rest[end] && rest[end] <= '9' {
+		end++
 	}
-	if !json.Valid([]byte(rest)) {
-		return p.fail("unexpected character")
+	if isWhole := end > 0 && rest[0] != '0' && end < len(rest) && strings.IndexByte(delimiters, rest[end]) >= 0; !isWhole {
+		if end = strings.IndexAny(rest, delimiters); end < 0 {
+			end = len(rest)
+		}
+		if !json.Valid([]byte(rest[:end])) {
+			return p.fail("unexpected character")
+		}
 	}
-	p.pos += len(rest)
+	p.pos += end
 	return nil
 }
