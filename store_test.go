@@ -199,4 +199,3 @@ func TestEtcdDown(t *testing.T) {
 		equal(t, age.String(), e.check() == nil, want)
 	}
 }
-
