@@ -139,7 +139,11 @@ func TestRules(t *testing.T) {
 		if rule != "int" {
 			in = ReadJSON(request("application/json", strings.NewReader(row.Input)))
 		}
-		row.check(t, rules[rule](in, lo, hi), in.Err())
+		value := rules[rule](in, lo, hi)
+		row.check(t, value, in.Err())
+		if rule == "int" && in.Err() != nil && value != lo {
+			t.Errorf("%s: got %v next to a fault, want %d", row.Name, value, lo)
+		}
 	}
 }
 
