@@ -1252,6 +1252,8 @@ func TestFileStore(t *testing.T) {
 	equal(t, "a free email", s.add(t.Context(), user{id: "u3", email: "u0@example.com"}), nil)
 	equal(t, "a taken email", s.add(t.Context(), user{id: "u4", email: "u9@example.com"}), error(errEmailTaken))
 	equal(t, "close", f.close(), nil)
+	text, _ := os.ReadFile(path)
+	equal(t, "records with the email of the deleted user", strings.Count(string(text), "u0@example.com"), 2)
 	for range 2 {
 		again, f := openUsers(t, path)
 		f.close()

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -75,6 +76,7 @@ func openFile(path string, s *users, warn func(string, ...any), fatal func(error
 		}
 		return nil
 	}
+	defer debug.SetGCPercent(debug.SetGCPercent(25)) // The replay leaves much garbage.
 	f := &fileStore{memoryStore: memoryStore{s}, fatal: fatal}
 	var err error
 	f.journal, err = journal.Open(path, replay, f.snapshot, warn)
@@ -99,6 +101,9 @@ func (f *fileStore) snapshot() iter.Seq[[]byte] {
 // commit applies a change before it is on the disk: a client may see it early, but its own request is
 // not acknowledged before. A change with noWait is acknowledged at once.
 func (f *fileStore) commit(_ context.Context, c change) error {
+	if c.user.deleted {
+		c.user = user{id: c.user.id, deleted: true}
+	}
 	c.user.version = c.base + 1
 	record := encodeUser(c.user)
 	f.mu.Lock()
