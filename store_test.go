@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	client "jwt-auth-api/internal/etcd"
 	"jwt-auth-api/internal/etcd/etcdtest"
 )
 
@@ -124,12 +125,15 @@ func TestLostResponses(t *testing.T) {
 		equal(t, "a deleted user", err, error(errUnknownUser))
 	}
 	lose("b/", nothing)
-	for _, s := range []*liveServer{a, b} {
-		e := s.users.store.(*etcdStore)
-		for range 3 { // The second heartbeat comes after the lost response.
-			e.seen.Store(0)
-			await(t, "heartbeat", func() bool { return e.check() == nil })
-		}
+	heartbeats(t, a)
+	heartbeats(t, b)
+}
+
+// heartbeats waits for three, of which the last began after the call.
+func heartbeats(t *testing.T, s *liveServer) {
+	for range 3 {
+		s.users.store.(*etcdStore).seen.Store(0)
+		await(t, "heartbeat", func() bool { return s.users.store.check() == nil })
 	}
 }
 
@@ -148,6 +152,7 @@ func TestReload(t *testing.T) {
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
 	await(t, "record", func() bool { _, err := b.users.lookup("u9", ""); return err == nil })
 
+	equal(t, "close", a.users.store.close(), nil) // Only b loads again.
 	unwatched(etcd)
 	mustUpdate(t, a.server, "id 1", func(u *user) { u.deleted = true })
 	mustUpdate(t, a.server, "id 0", func(u *user) { u.name = "a" })
@@ -155,14 +160,20 @@ func TestReload(t *testing.T) {
 	once := sync.Once{}
 	etcd.Fault(func(call string, _ bool) bool {
 		if call == "range jwt-auth-api/u/80" {
-			once.Do(func() { b.users.add(t.Context(), user{id: "00", email: "00@example.com"}) })
+			once.Do(func() {
+				mustUpdate(t, a.server, "id 2", func(u *user) { u.name = "a" }) // the first change that the watch reports
+				b.users.add(t.Context(), user{id: "00", email: "00@example.com"})
+				etcd.Fault(func(call string, _ bool) bool { return !strings.HasPrefix(call, "range") })
+			})
 		}
-		return false
+		return strings.Contains(call, "jwt-auth-api/b/") && strings.HasPrefix(call, "txn")
 	})
 	await(t, "log", logged(`records are loaded again" reason="etcd at `+etcd.URL+`: revision compacted"`))
-	await(t, "new user", func() bool { u, _ := b.users.lookup("id 0", ""); return u.name == "a" })
+	await(t, "new name", func() bool { u, _ := b.users.lookup("id 0", ""); return u.name == "a" })
 	list, _ := b.users.after(t.Context(), "", 9)
 	equal(t, "users", userIDs(list), "admin-0 id 0 id 2 u9 00")
+	etcd.Fault(nil)
+	await(t, "change during the load", func() bool { u, _ := b.users.lookup("id 2", ""); return u.name == "a" })
 
 	etcd.Replace()
 	etcd.Put("jwt-auth-api/u/u9", `{"v":2,"id":"u9"}`)
@@ -170,6 +181,7 @@ func TestReload(t *testing.T) {
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
 	await(t, "admin", func() bool { list, _ = b.users.after(t.Context(), "", 9); return len(list) == 2 })
 	equal(t, "users of a new cluster", userIDs(list), "u9 admin-0")
+	heartbeats(t, b)
 }
 
 // TestEtcdDown starts a replica without etcd, which then starts.
@@ -197,5 +209,56 @@ func TestEtcdDown(t *testing.T) {
 		e := &etcdStore{}
 		e.seen.Store(time.Now().Add(-age).UnixNano())
 		equal(t, age.String(), e.check() == nil, want)
+	}
+	other := &etcdStore{prefix: "p/", replica: "p/b/1"}
+	other.changed([]client.KV{{Key: []byte("p/b/2")}})
+	equal(t, "the heartbeat of another replica", other.seen.Load(), 0)
+}
+
+// A brokenStore does not respond.
+type brokenStore struct{ store }
+
+func (brokenStore) commit(context.Context, change) error        { return errUnavailable }
+func (brokenStore) fetch(context.Context, string, string) error { return errUnavailable }
+func (brokenStore) check() error                                { return errUnavailable }
+
+// TestBrokenStore checks that every request that needs the store gets a 503.
+func TestBrokenStore(t *testing.T) {
+	s := newLiveServer(t)
+	admin, err := s.users.byID(t.Context(), "admin-0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := newSession("s1", "", s.now(), time.Hour)
+	s.users.update(t.Context(), admin.id, func(u *user) error { u.begin(begun, begun.created); return nil })
+	pair := s.tokens.issuePair(admin, begun, "")
+	s.users.store = brokenStore{s.users.store}
+	const admins = "username=admin@example.com&password="
+	for _, row := range []struct{ request, body string }{
+		{"POST /auth/register", `{"email":"a@example.com","password":"secret123","name":"A"}`},
+		{"POST /auth/login", admins + documentedPassword},
+		{"POST /auth/login", admins + "wrong-password"},
+		{"POST /auth/login", "username=nobody@example.com&password=secret123"},
+		{"POST /auth/refresh", `{"refresh_token":"` + pair.RefreshToken + `"}`},
+		{"POST /auth/logout", ""},
+		{"POST /auth/revoke", `{"token":"` + pair.AccessToken + `"}`},
+		{"POST /auth/password", `{"current_password":"` + documentedPassword + `","new_password":"secret123"}`},
+		{"PATCH /me", `{"name":"A"}`},
+		{"DELETE /me/sessions/s1", ""},
+		{"GET /admin/users", ""},
+		{"DELETE /admin/users/admin-0/sessions", ""},
+		{"GET /healthz", ""},
+	} {
+		method, path, _ := strings.Cut(row.request, " ")
+		r, w := httptest.NewRequest(method, path, strings.NewReader(row.body)), httptest.NewRecorder()
+		r.Header.Set("Authorization", "Bearer "+pair.AccessToken)
+		r.Header.Set("Content-Type", "application/json")
+		if strings.HasPrefix(row.body, "username") {
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		}
+		s.handler().ServeHTTP(w, r)
+		if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "1" {
+			t.Errorf("%s %s: got %d %s, want 503", row.request, row.body, w.Code, w.Body)
+		}
 	}
 }
