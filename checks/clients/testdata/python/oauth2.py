@@ -4,6 +4,7 @@ import os
 
 os.environ["OAUTHLIB_INSECURE_TRANSPORT"] = "1"  # allows HTTP
 
+import requests
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.requests_client import OAuth2Session as Authlib
 from oauthlib.oauth2 import InvalidGrantError, LegacyApplicationClient
@@ -29,18 +30,25 @@ refreshed = []
 session = Authlib("client", token_endpoint=LOGIN, update_token=lambda token, **_: refreshed.append(token))
 session.fetch_token(**ADMIN)
 check(session, refreshed)
+access = session.token["access_token"]
+assert session.revoke_token(BASE + "/auth/revoke", session.token["refresh_token"], "refresh_token").status_code == 200
+assert requests.get(BASE + "/me", headers={"Authorization": "Bearer " + access}).status_code == 401
 try:
     session.fetch_token(**WRONG)
     raise AssertionError("Authlib: got no error")
 except OAuthError as e:
     assert e.error == "invalid_grant", e
 
-refreshed = []
+refreshed, legacy = [], LegacyApplicationClient("client")
 session = RequestsOAuthlib(
-    client=LegacyApplicationClient("client"), auto_refresh_url=LOGIN, token_updater=refreshed.append
+    client=legacy, auto_refresh_url=LOGIN, token_updater=refreshed.append
 )
 session.fetch_token(LOGIN, **ADMIN)
 check(session, refreshed)
+access, token = session.token["access_token"], session.token["refresh_token"]
+url, headers, body = legacy.prepare_token_revocation_request(BASE + "/auth/revoke", token)
+assert requests.post(url, body, headers=headers).status_code == 200
+assert requests.get(BASE + "/me", headers={"Authorization": "Bearer " + access}).status_code == 401
 try:
     session.fetch_token(LOGIN, **WRONG)
     raise AssertionError("requests-oauthlib: got no error")
