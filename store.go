@@ -98,6 +98,9 @@ func (f *fileStore) snapshot() iter.Seq[[]byte] {
 	}
 }
 
+// noWaitDelay is the time until a change with noWait is written, so that many share a sync.
+const noWaitDelay = 10 * time.Millisecond
+
 // commit applies a change before it is on the disk: a client may see it early, but its own request is
 // not acknowledged before. A change with noWait is acknowledged at once.
 func (f *fileStore) commit(_ context.Context, c change) error {
@@ -119,7 +122,7 @@ func (f *fileStore) commit(_ context.Context, c change) error {
 		}
 	}
 	if c.noWait {
-		go wait()
+		time.AfterFunc(noWaitDelay, wait)
 	} else {
 		wait()
 	}
