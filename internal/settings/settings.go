@@ -15,6 +15,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -98,7 +99,7 @@ func (s Setting) value(values map[string]string) (string, error) {
 	case s.Secret && text != "" && path != "":
 		return "", fmt.Errorf("set together with %s_FILE", s.Name)
 	case s.Secret && path != "":
-		content, err := os.ReadFile(path)
+		content, err := readFile(path)
 		if err != nil {
 			return "", fmt.Errorf("%s_FILE: %w", s.Name, reasonOf(err))
 		}
@@ -113,6 +114,22 @@ func (s Setting) value(values map[string]string) (string, error) {
 		text = s.Default
 	}
 	return text, nil
+}
+
+const maxFile = 64 << 10 // bytes
+
+// readFile returns the content of a file of at most maxFile bytes.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if len(content) > maxFile {
+		return nil, fmt.Errorf("must be at most %d bytes", maxFile)
+	}
+	return content, err
 }
 
 // reasonOf returns err without the path, which may be a secret in the wrong variable.
