@@ -92,17 +92,17 @@ type tokenPair struct {
 // the client asked for others (RFC 6749 section 5.1).
 func (t *tokens) issuePair(u user, s session, asked string) tokenPair {
 	now := t.now().Unix()
-	expiry := min(now+int64(t.accessTTL/time.Second), s.expires)
+	expiry := min(now+int64(t.accessTTL/time.Second), s.Expires)
 	pair := tokenPair{
 		AccessToken:  t.issue(u, s, accessToken, expiry),
-		RefreshToken: t.issue(u, s, refreshToken, s.expires),
+		RefreshToken: t.issue(u, s, refreshToken, s.Expires),
 		TokenType:    "bearer",
 		ExpiresIn:    expiry - now,
 	}
 	scopes := strings.Fields(asked)
 	slices.Sort(scopes)
-	if len(scopes) > 0 && !slices.Equal(slices.Compact(scopes), slices.Sorted(slices.Values(u.scopes))) {
-		pair.Scope = strings.Join(u.scopes, " ")
+	if len(scopes) > 0 && !slices.Equal(slices.Compact(scopes), slices.Sorted(slices.Values(u.Scopes))) {
+		pair.Scope = strings.Join(u.Scopes, " ")
 	}
 	return pair
 }
@@ -110,15 +110,15 @@ func (t *tokens) issuePair(u user, s session, asked string) tokenPair {
 // issue returns a signed token of type typ that expires at a time in seconds since the epoch.
 func (t *tokens) issue(u user, s session, typ string, expiry int64) string {
 	c := claims{
-		subject:  u.id,
-		scopes:   u.scopes,
+		subject:  u.ID,
+		scopes:   u.Scopes,
 		typ:      typ,
 		id:       newUUID(),
 		issuedAt: float64(t.now().Unix()),
 		expiry:   float64(expiry),
 		issuer:   t.issuer,
-		session:  s.id,
-		gen:      s.gen,
+		session:  s.ID,
+		gen:      s.Gen,
 	}
 	var buf [512]byte
 	return t.keys[0].sign(c.appendJSON(buf[:0]))
@@ -167,7 +167,7 @@ func missingScope(scope string) apiError { return apiError("Missing required sco
 // register stores a new user with a password, and begins their first session. It checks the
 // email first, so that a taken one costs no hash.
 func (a *auth) register(ctx context.Context, u user, password, userAgent string) (session, error) {
-	if _, err := a.users.byEmail(ctx, u.email); err == nil {
+	if _, err := a.users.byEmail(ctx, u.Email); err == nil {
 		return session{}, errEmailTaken
 	} else if !errors.Is(err, errUnknownUser) {
 		return session{}, err
@@ -177,7 +177,7 @@ func (a *auth) register(ctx context.Context, u user, password, userAgent string)
 		return session{}, err
 	}
 	s := newSession(newUUID(), userAgent, a.tokens.now(), a.tokens.refreshTTL)
-	u.hash, u.sessions = hash, []session{s}
+	u.hash, u.Sessions = hash, []session{s}
 	return s, a.users.add(ctx, u)
 }
 
@@ -199,11 +199,11 @@ func (a *auth) login(ctx context.Context, client netip.Addr, address, password, 
 	id, s := newUUID(), session{}
 	find := func() (user, error) { return a.users.byEmail(ctx, address) }
 	u, err := a.checkPassword(ctx, client, email.Key(address), find, password, password, func(u *user) error {
-		if u.disabled {
+		if u.Disabled {
 			return errDisabled
 		}
 		s = newSession(id, userAgent, a.tokens.now(), a.tokens.refreshTTL)
-		u.begin(s, s.created)
+		u.begin(s, s.Created)
 		return nil
 	})
 	return u, s, err
@@ -213,14 +213,14 @@ func (a *auth) login(ctx context.Context, client netip.Addr, address, password, 
 // the caller's. It returns the errors of checkPassword, with errIncorrectPassword for
 // errBadCredentials.
 func (a *auth) changePassword(ctx context.Context, client netip.Addr, id identity, current, next string) error {
-	find := func() (user, error) { return a.users.byID(ctx, id.user.id) }
-	_, err := a.checkPassword(ctx, client, email.Key(id.user.email), find, current, next, func(u *user) error {
+	find := func() (user, error) { return a.users.byID(ctx, id.user.ID) }
+	_, err := a.checkPassword(ctx, client, email.Key(id.user.Email), find, current, next, func(u *user) error {
 		now := a.tokens.now().Unix()
 		if !u.accepts(id.claims, now) {
 			return errInvalidToken
 		}
-		u.end(now, func(s session) bool { return s.id != id.claims.session })
-		u.since = now
+		u.end(now, func(s session) bool { return s.ID != id.claims.session })
+		u.Since = now
 		return nil
 	})
 	if errors.Is(err, errBadCredentials) {
@@ -282,7 +282,7 @@ func (a *auth) replacePassword(ctx context.Context, find func() (user, error), p
 	case unknown:
 		return user{}, fmt.Errorf("%w: %w", errBadCredentials, errUnknownUser)
 	case errors.Is(err, errMismatch):
-		latest, fetchErr := a.users.refetch(ctx, u.id, "") // Another replica may have changed the password.
+		latest, fetchErr := a.users.refetch(ctx, u.ID, "") // Another replica may have changed the password.
 		if fetchErr != nil && !errors.Is(fetchErr, errUnknownUser) {
 			return user{}, fetchErr
 		}
@@ -297,7 +297,7 @@ func (a *auth) replacePassword(ctx context.Context, find func() (user, error), p
 	if next != password || a.passwords.needsRehash(hash) {
 		hash = a.passwords.hash(next)
 	}
-	return a.users.update(ctx, u.id, func(latest *user) error {
+	return a.users.update(ctx, u.ID, func(latest *user) error {
 		if latest.hash.reveal() != u.hash.reveal() {
 			return errHashChanged
 		}
@@ -317,38 +317,38 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 		return u, s, v, fmt.Errorf("%w: %w", errInvalidRefresh, err)
 	}
 	fresh := newSession(c.id, userAgent, a.tokens.now(), a.tokens.refreshTTL)
-	now := fresh.created
+	now := fresh.Created
 	u, err = a.users.update(ctx, c.subject, func(u *user) error {
 		s, v = session{}, rotate // A call before a conflict may have set them.
 		i := u.find(c.sessionID(), now)
 		if i < 0 && c.session == "" && c.id != "" && u.accepts(c, now) { // a token of the original
-			fresh.expires, fresh.adopted = int64(c.expiry), true
+			fresh.Expires, fresh.Adopted = int64(c.expiry), true
 			u.begin(fresh, now)
-			i = len(u.sessions) - 1
+			i = len(u.Sessions) - 1
 		}
 		if i < 0 {
 			return fmt.Errorf("%w: the session has ended", errInvalidRefresh)
 		}
-		s = u.sessions[i]
+		s = u.Sessions[i]
 		v = s.judge(c.gen, now)
 		var written error
 		switch v {
 		case rotate:
-			s.gen, s.rotated = c.gen+1, now
-			s.expires = max(s.expires, now+int64(a.tokens.refreshTTL/time.Second))
+			s.Gen, s.Rotated = c.gen+1, now
+			s.Expires = max(s.Expires, now+int64(a.tokens.refreshTTL/time.Second))
 			if c.session != "" {
 				written = errNoWait // judge makes up for a lost rotation.
 			}
 		case retry:
 			return errUnchanged
 		case forgive:
-			s.forgiven = now
+			s.Forgiven = now
 		case reuse:
-			u.end(now, func(other session) bool { return other.id == s.id })
+			u.end(now, func(other session) bool { return other.ID == s.ID })
 			return nil
 		}
-		u.sessions = slices.Clone(u.sessions)
-		u.sessions[i] = s
+		u.Sessions = slices.Clone(u.Sessions)
+		u.Sessions[i] = s
 		return written
 	})
 	if err == nil && v == reuse {
@@ -361,11 +361,11 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 // a session loses its token in any case.
 func (a *auth) logout(ctx context.Context, id identity, which string) error {
 	now, own := a.tokens.now().Unix(), id.claims.session
-	_, err := a.users.update(ctx, id.user.id, func(u *user) error {
+	_, err := a.users.update(ctx, id.user.ID, func(u *user) error {
 		if which != "local" || own == "" {
-			u.since = now
+			u.Since = now
 		}
-		u.end(now, func(s session) bool { return which == "global" || (s.id == own) == (which == "local") })
+		u.end(now, func(s session) bool { return which == "global" || (s.ID == own) == (which == "local") })
 		return nil
 	})
 	return err
@@ -378,7 +378,7 @@ func (a *auth) endSession(ctx context.Context, userID, sessionID string) error {
 		if u.find(sessionID, now) < 0 {
 			return errSessionNotFound
 		}
-		u.end(now, func(s session) bool { return s.id == sessionID })
+		u.end(now, func(s session) bool { return s.ID == sessionID })
 		return nil
 	})
 	return err
@@ -396,10 +396,10 @@ func (a *auth) revoke(ctx context.Context, token string) (userID string, err err
 		if userID = ""; !u.accepts(c, now) {
 			return errUnchanged
 		}
-		if userID = u.id; c.session == "" {
-			u.since = now
+		if userID = u.ID; c.session == "" {
+			u.Since = now
 		}
-		u.end(now, func(s session) bool { return s.id == c.sessionID() })
+		u.end(now, func(s session) bool { return s.ID == c.sessionID() })
 		return nil
 	})
 	if errors.Is(err, errUnknownUser) {
@@ -436,7 +436,7 @@ func (a *auth) requireScope(scope string, next respond.HandlerFunc) respond.Hand
 		case err != nil:
 		case scope != "" && !id.has(scope):
 			w.Header().Set("WWW-Authenticate", challenge(scope, "insufficient_scope"))
-			return fmt.Errorf("user %s: %w", id.user.id, missingScope(scope))
+			return fmt.Errorf("user %s: %w", id.user.ID, missingScope(scope))
 		default:
 			err = next(w, r.WithContext(context.WithValue(r.Context(), identityKey{}, id)))
 		}
@@ -460,7 +460,7 @@ func challenge(scope, code string) string {
 
 // has reports whether the token has a scope and the stored user still has it.
 func (id identity) has(scope string) bool {
-	return slices.Contains(id.claims.scopes, scope) && slices.Contains(id.user.scopes, scope)
+	return slices.Contains(id.claims.scopes, scope) && slices.Contains(id.user.Scopes, scope)
 }
 
 // identify returns the bearer of the access token in a request's header. It returns

@@ -307,7 +307,7 @@ func TestPreviousKeys(t *testing.T) {
 		_, err := tokens.verify(token, accessToken)
 		equal(t, token, errText(err), want)
 	}
-	_, err := newHMACKey([]byte(partsSecret)).open(tokens.issuePair(user{id: "u1"}, session{}, "").AccessToken)
+	_, err := newHMACKey([]byte(partsSecret)).open(tokens.issuePair(user{ID: "u1"}, session{}, "").AccessToken)
 	equal(t, "a new token with the current key", err, nil)
 }
 
@@ -331,7 +331,7 @@ func TestIssuePair(t *testing.T) {
 	tokens := tokensAt(time.Unix(1000, 999_999_999), partsSecret)
 	seen := map[string]bool{}
 	for list, scopes := range map[string][]string{`["me","admin"]`: {"me", "admin"}, `["me"]`: {"me"}, `[]`: nil} {
-		pair := tokens.issuePair(user{id: "u1", scopes: scopes}, session{id: "s1", gen: 12, expires: 5000}, "")
+		pair := tokens.issuePair(user{ID: "u1", Scopes: scopes}, session{ID: "s1", Gen: 12, Expires: 5000}, "")
 		equal(t, "pair", fmt.Sprint(pair.TokenType, pair.ExpiresIn, pair.Scope), "bearer900")
 		for _, row := range []struct{ token, typ, exp, end string }{
 			{pair.AccessToken, "access", "1900", `}`},
@@ -347,12 +347,12 @@ func TestIssuePair(t *testing.T) {
 			seen[c.id] = true
 		}
 	}
-	last := tokens.issuePair(user{id: "u1"}, session{id: "s1", expires: 1899}, "") // before the access token would expire
+	last := tokens.issuePair(user{ID: "u1"}, session{ID: "s1", Expires: 1899}, "") // before the access token would expire
 	c, err := tokens.verify(last.AccessToken, accessToken)
 	equal(t, "a session that ends first", fmt.Sprint(last.ExpiresIn, c.expiry, err), "899 1899 <nil>")
 	for asked, want := range map[string]string{"": "", "me admin": "", "admin  me admin": "", "me": "me admin",
 		"me admin x": "me admin", "x y": "me admin"} {
-		pair := tokens.issuePair(user{id: "u1", scopes: []string{"me", "admin"}}, session{}, asked)
+		pair := tokens.issuePair(user{ID: "u1", Scopes: []string{"me", "admin"}}, session{}, asked)
 		equal(t, "the scope if the client asked for "+asked, pair.Scope, want)
 	}
 }
@@ -514,7 +514,7 @@ func serverOf(t testing.TB, cfg config) *server {
 
 // sessionOf returns the session of a user of partsServer. It expires in a second.
 func sessionOf(id string) session {
-	return session{id: "s-" + id, gen: 3, created: 1000, rotated: 1440, expires: 1501}
+	return session{ID: "s-" + id, Gen: 3, Created: 1000, Rotated: 1440, Expires: 1501}
 }
 
 // partsServer returns a server with an admin and four more users. The hash of the user broken is none.
@@ -522,15 +522,15 @@ func partsServer(t testing.TB) *server {
 	s := serverOf(t, partsConfig())
 	hash := s.passwords.hash("secret123")
 	for _, u := range []user{
-		{id: "u1", email: "User@example.com", name: "User", scopes: []string{"me"}, hash: hash,
-			sessions: []session{{id: "expired", expires: 1500}, sessionOf("u1")}},
-		{id: "since", email: "since@example.com", hash: hash, since: 1200},
-		{id: "disabled", email: "disabled@example.com", hash: hash, disabled: true},
-		{id: "broken", email: "broken@example.com", hash: newSecret("secret123")},
+		{ID: "u1", Email: "User@example.com", Name: "User", Scopes: []string{"me"}, hash: hash,
+			Sessions: []session{{ID: "expired", Expires: 1500}, sessionOf("u1")}},
+		{ID: "since", Email: "since@example.com", hash: hash, Since: 1200},
+		{ID: "disabled", Email: "disabled@example.com", hash: hash, Disabled: true},
+		{ID: "broken", Email: "broken@example.com", hash: newSecret("secret123")},
 	} {
 		s.users.add(t.Context(), u)
 	}
-	mustUpdate(t, s, "admin-0", func(u *user) { u.sessions = []session{sessionOf("admin-0")} })
+	mustUpdate(t, s, "admin-0", func(u *user) { u.Sessions = []session{sessionOf("admin-0")} })
 	return s
 }
 
@@ -588,8 +588,8 @@ func TestLoginPasswords(t *testing.T) {
 		address, password, _ := strings.Cut(input, " ")
 		got := attempts(s, email.Key(address), func() error {
 			u, _, err := s.auth.login(t.Context(), loopback, address, password, "")
-			if err == nil && !strings.EqualFold(u.email, address) || err != nil && u.id != "" {
-				t.Errorf("%s: got user %q and %v, want the user or an error", input, u.id, err)
+			if err == nil && !strings.EqualFold(u.Email, address) || err != nil && u.ID != "" {
+				t.Errorf("%s: got user %q and %v, want the user or an error", input, u.ID, err)
 			}
 			return err
 		})
@@ -607,10 +607,10 @@ func TestLogin(t *testing.T) {
 		"a\xff\xfeb\xc3": "a\uFFFDb\uFFFD"} {
 		former, _ := s.users.byID(t.Context(), "u1")
 		u, begun, err := s.auth.login(t.Context(), loopback, "user@example.com", "secret123", agent)
-		want := session{id: begun.id, userAgent: kept, created: 1500, rotated: 1500, expires: 1500 + 7*24*60*60}
+		want := session{ID: begun.ID, UserAgent: kept, Created: 1500, Rotated: 1500, Expires: 1500 + 7*24*60*60}
 		stored, _ := s.users.byID(t.Context(), "u1")
-		if err != nil || begun != want || !uuidV4.MatchString(begun.id) || stored.version != former.version+1 ||
-			stored.sessions[len(stored.sessions)-1] != want || !reflect.DeepEqual(u.sessions, stored.sessions) {
+		if err != nil || begun != want || !uuidV4.MatchString(begun.ID) || stored.Version != former.Version+1 ||
+			stored.Sessions[len(stored.Sessions)-1] != want || !reflect.DeepEqual(u.Sessions, stored.Sessions) {
 			t.Errorf("got %+v, %v and the record %+v, want the session %+v in a new version", begun, err, stored, want)
 		}
 	}
@@ -685,7 +685,7 @@ func TestRehash(t *testing.T) {
 	for _, row := range [][2]string{{"secret124", "0 true"}, {"secret123", "1 false"}, {"secret123", "1 false"}} {
 		_, _, err := s.auth.login(t.Context(), loopback, "user@example.com", row[0], "")
 		u, _ := s.users.byID(t.Context(), "u1")
-		got := fmt.Sprint(u.version-former.version, s.passwords.needsRehash(u.hash))
+		got := fmt.Sprint(u.Version-former.Version, s.passwords.needsRehash(u.hash))
 		equal(t, row[0], got, row[1])
 		equal(t, row[0]+", the hash", s.passwords.verify("secret123", u.hash), nil)
 		equal(t, row[0]+", the hash replaced", u.hash != former.hash, s.passwords.needsRehash(former.hash) && err == nil)
@@ -704,8 +704,8 @@ func TestLoginMeanwhile(t *testing.T) {
 	}{
 		{"a new hash of the password", func(u *user) { u.hash = same }, "accepted"},
 		{"a new password", func(u *user) { u.hash = other }, "incorrect email or password: wrong password"},
-		{"disabled", func(u *user) { u.disabled = true }, "account disabled"},
-		{"deleted", func(u *user) { u.deleted = true }, "incorrect email or password: unknown user"},
+		{"disabled", func(u *user) { u.Disabled = true }, "account disabled"},
+		{"deleted", func(u *user) { u.Deleted = true }, "incorrect email or password: unknown user"},
 	} {
 		s := partsServer(t)
 		mustUpdate(t, s, "u1", func(u *user) { u.hash = old.hash("secret123") })
@@ -714,7 +714,7 @@ func TestLoginMeanwhile(t *testing.T) {
 		restore()
 		u, _ := s.users.byID(t.Context(), "u1")
 		equal(t, row.name, errText(err), row.want)
-		equal(t, row.name+", a session", u.find(begun.id, 1500) >= 0, row.want == "accepted")
+		equal(t, row.name+", a session", u.find(begun.ID, 1500) >= 0, row.want == "accepted")
 	}
 }
 
@@ -722,14 +722,14 @@ func TestLoginMeanwhile(t *testing.T) {
 func TestRegister(t *testing.T) {
 	s := partsServer(t)
 	register := func(id, address string) string {
-		_, err := s.auth.register(t.Context(), user{id: id, email: address}, "secret123", "curl")
+		_, err := s.auth.register(t.Context(), user{ID: id, Email: address}, "secret123", "curl")
 		return errText(err)
 	}
 	equal(t, "a new email", register("new", "new@example.com"), "accepted")
 	u, err := s.users.byID(t.Context(), "new")
-	equal(t, "the record", fmt.Sprint(err, s.passwords.verify("secret123", u.hash), len(u.sessions), u.sessions[0].userAgent),
+	equal(t, "the record", fmt.Sprint(err, s.passwords.verify("secret123", u.hash), len(u.Sessions), u.Sessions[0].UserAgent),
 		"<nil> <nil> 1curl")
-	restore := meanwhile(0, func() { s.users.add(t.Context(), user{id: "early", email: "LATE@example.com"}) })
+	restore := meanwhile(0, func() { s.users.add(t.Context(), user{ID: "early", Email: "LATE@example.com"}) })
 	equal(t, "an email taken meanwhile", register("late", "late@example.com"), "email already registered")
 	restore()
 	equal(t, "free slots", freeSlots(s.passwords), 1)
@@ -761,7 +761,7 @@ func TestChangePassword(t *testing.T) {
 	s := partsServer(t)
 	id := callerOf(s, "s-u1")
 	for i, want := range []error{nil, errIncorrectPassword, nil, errUnknownUser} { // The user is deleted in the end.
-		mustUpdate(t, s, "u1", func(u *user) { u.deleted = i == 3 })
+		mustUpdate(t, s, "u1", func(u *user) { u.Deleted = i == 3 })
 		err := s.changePassword(t.Context(), loopback, id, fmt.Sprint("secret", 123+i/2), "secret124")
 		equal(t, fmt.Sprint("change ", i, ": ", err), errors.Is(err, want), true)
 	}
@@ -773,7 +773,7 @@ func TestLoginAgainstPasswordChange(t *testing.T) {
 	s.passwords, s.throttle = newPasswords(cheap, 2), nil
 	old := s.passwords.hash("secret123")
 	for range 200 {
-		mustUpdate(t, s, "u1", func(u *user) { u.hash, u.sessions = old, []session{sessionOf("u1")} })
+		mustUpdate(t, s, "u1", func(u *user) { u.hash, u.Sessions = old, []session{sessionOf("u1")} })
 		var wg sync.WaitGroup
 		wg.Go(func() { s.auth.login(t.Context(), loopback, "user@example.com", "secret123", "") })
 		equal(t, "change", s.changePassword(t.Context(), loopback, callerOf(s, "s-u1"), "secret123", "secret124"), nil)
@@ -792,9 +792,9 @@ func withTokens(s *server, text string) string {
 		}
 		id, scopes, _ := strings.Cut(strings.Trim(name, "{}"), " ")
 		if id == "refresh" {
-			return s.tokens.issuePair(user{id: scopes}, sessionOf(scopes), "").RefreshToken
+			return s.tokens.issuePair(user{ID: scopes}, sessionOf(scopes), "").RefreshToken
 		}
-		return s.tokens.issuePair(user{id: id, scopes: strings.Fields(scopes)}, sessionOf(id), "").AccessToken
+		return s.tokens.issuePair(user{ID: id, Scopes: strings.Fields(scopes)}, sessionOf(id), "").AccessToken
 	})
 }
 
@@ -803,7 +803,7 @@ func outcome(current session, v verdict, err error) string {
 	if err != nil {
 		return errText(err)
 	}
-	return []string{"rotate", "retry", "forgive", "reuse"}[v] + " " + strconv.FormatInt(current.gen, 10)
+	return []string{"rotate", "retry", "forgive", "reuse"}[v] + " " + strconv.FormatInt(current.Gen, 10)
 }
 
 // TestRefreshTokens has refresh tokens, most of them of u1. The generation of its session is 3 since 60
@@ -813,8 +813,8 @@ func TestRefreshTokens(t *testing.T) {
 		s := partsServer(t)
 		u, current, v, err := s.auth.refresh(t.Context(), withTokens(s, input), "")
 		equal(t, input+", errInvalidRefresh", errors.Is(err, errInvalidRefresh), strings.HasPrefix(errText(err), "invalid"))
-		stored, _ := s.users.byID(t.Context(), u.id)
-		equal(t, input+", the session is that of the record", slices.Contains(stored.sessions, current), err == nil)
+		stored, _ := s.users.byID(t.Context(), u.ID)
+		equal(t, input+", the session is that of the record", slices.Contains(stored.Sessions, current), err == nil)
 		return errors.New(outcome(current, v, err))
 	})
 }
@@ -826,11 +826,11 @@ func TestJudge(t *testing.T) {
 		const now = 1_000_000
 		var behind, rotated, forgiven int64
 		fmt.Sscan(input, &behind, &rotated, &forgiven)
-		s := session{gen: 10, rotated: now - rotated}
+		s := session{Gen: 10, Rotated: now - rotated}
 		if forgiven >= 0 { // -1 is never
-			s.forgiven = now - forgiven
+			s.Forgiven = now - forgiven
 		}
-		return errors.New(outcome(s, s.judge(s.gen-behind, now), nil))
+		return errors.New(outcome(s, s.judge(s.Gen-behind, now), nil))
 	})
 }
 
@@ -838,7 +838,7 @@ func TestJudge(t *testing.T) {
 // the number of writes and the user, and the sessions of the record.
 func TestRefreshStored(t *testing.T) {
 	const week = 7 * 24 * 60 * 60
-	a, c := session{id: "a", gen: 5, expires: 1e9}, session{id: "c", gen: 5, expires: 1e9}
+	a, c := session{ID: "a", Gen: 5, Expires: 1e9}, session{ID: "c", Gen: 5, Expires: 1e9}
 	b := session{"b", "curl/8", 5, 100, 1000, 0, 1000 + week, false}
 	for _, row := range []struct {
 		gen, now int64
@@ -853,15 +853,15 @@ func TestRefreshStored(t *testing.T) {
 		{5, 1000 + week, "invalid refresh token: the session has ended, 0, ", []session{a, b, c}},
 	} {
 		s := partsServer(t)
-		former := mustUpdate(t, s, "u1", func(u *user) { u.sessions = []session{a, b, c} })
+		former := mustUpdate(t, s, "u1", func(u *user) { u.Sessions = []session{a, b, c} })
 		s.tokens.now = func() time.Time { return time.Unix(row.now, 0) }
-		token := s.tokens.issue(former, session{id: "b", gen: row.gen}, refreshToken, 1e9)
+		token := s.tokens.issue(former, session{ID: "b", Gen: row.gen}, refreshToken, 1e9)
 		u, current, v, err := s.auth.refresh(t.Context(), token, "other")
 		stored, _ := s.users.byID(t.Context(), "u1")
-		got := fmt.Sprintf("%s, %d, %s", outcome(current, v, err), stored.version-former.version-1, u.id)
+		got := fmt.Sprintf("%s, %d, %s", outcome(current, v, err), stored.Version-former.Version-1, u.ID)
 		equal(t, fmt.Sprint("generation ", row.gen, " at ", row.now), got, row.want)
-		equal(t, got+", sessions", fmt.Sprint(stored.sessions, stored.since), fmt.Sprint(row.sessions, 0))
-		equal(t, got+", copies", fmt.Sprint(former.sessions), fmt.Sprint([]session{a, b, c}))
+		equal(t, got+", sessions", fmt.Sprint(stored.Sessions, stored.Since), fmt.Sprint(row.sessions, 0))
+		equal(t, got+", copies", fmt.Sprint(former.Sessions), fmt.Sprint([]session{a, b, c}))
 	}
 }
 
@@ -878,15 +878,15 @@ func TestSessions(t *testing.T) {
 			d, _ := time.ParseDuration(after)
 			now = start.Add(d)
 			gen, _ := strconv.ParseInt(action, 10, 64)
-			token := s.tokens.issue(user{id: "u1"}, session{id: current.id, gen: gen}, refreshToken, 1<<40)
+			token := s.tokens.issue(user{ID: "u1"}, session{ID: current.ID, Gen: gen}, refreshToken, 1<<40)
 			switch action {
 			case "login":
 				_, current, err = s.auth.login(t.Context(), loopback, "user@example.com", "secret123", "")
 			case "logout":
-				err = s.auth.logout(t.Context(), callerOf(s, current.id), "local")
+				err = s.auth.logout(t.Context(), callerOf(s, current.ID), "local")
 			case "original":
 				token = withTokens(s, `{"sub":"u1","type":"refresh","jti":"j1","iat":999990,"exp":2000000,"iss":"jwt-auth-api"}`)
-				current.id = "j1"
+				current.ID = "j1"
 				fallthrough
 			default:
 				_, used, v, err := s.auth.refresh(t.Context(), token, "")
@@ -911,9 +911,9 @@ func TestRefreshAtOnce(t *testing.T) {
 		1: "map[0 invalid refresh token: the session has ended:49 3 invalid refresh token: refresh token reused:1]",
 	} {
 		for range 10 {
-			one := session{id: "s-u1", gen: 3, rotated: 1000, expires: 9000}
-			u := mustUpdate(t, s, "u1", func(u *user) { u.sessions = []session{one} })
-			token, outcomes := s.tokens.issue(u, session{id: one.id, gen: gen}, refreshToken, 9000), make(chan string, 50)
+			one := session{ID: "s-u1", Gen: 3, Rotated: 1000, Expires: 9000}
+			u := mustUpdate(t, s, "u1", func(u *user) { u.Sessions = []session{one} })
+			token, outcomes := s.tokens.issue(u, session{ID: one.ID, Gen: gen}, refreshToken, 9000), make(chan string, 50)
 			begun.Store(0)
 			s.users.mu.Lock()
 			for range cap(outcomes) {
@@ -944,7 +944,7 @@ func TestRefreshAgainstLogout(t *testing.T) {
 		if i%2 == 0 {
 			token, own, which = original, "", "global"
 		}
-		mustUpdate(t, s, "u1", func(u *user) { u.since, u.sessions = 0, []session{sessionOf("u1")} })
+		mustUpdate(t, s, "u1", func(u *user) { u.Since, u.Sessions = 0, []session{sessionOf("u1")} })
 		var wg sync.WaitGroup
 		wg.Go(func() { s.auth.refresh(t.Context(), token, "") })
 		equal(t, "logout", s.auth.logout(t.Context(), callerOf(s, own), which), nil)
@@ -963,8 +963,8 @@ func join[T any](list []T, id func(T) string) string {
 	return strings.Join(ids, " ")
 }
 
-func sessionIDs(u user) string   { return join(u.sessions, func(s session) string { return s.id }) }
-func userIDs(list []user) string { return join(list, func(u user) string { return u.id }) }
+func sessionIDs(u user) string   { return join(u.Sessions, func(s session) string { return s.ID }) }
+func userIDs(list []user) string { return join(list, func(u user) string { return u.ID }) }
 
 // TestBegin begins session z of a user with sessions a, b and so on, the time of whose last use grows.
 func TestBegin(t *testing.T) {
@@ -978,23 +978,23 @@ func TestBegin(t *testing.T) {
 		{"the first", 0, func([]session) {}, "", 0},
 		{"19 others", 19, func([]session) {}, "", 0},
 		{"20 others", 20, func([]session) {}, "a ", 0},
-		{"equally old ones", 20, func(list []session) { list[1].created = 1000 }, "a ", 0},
-		{"the oldest in use", 20, func(list []session) { list[0].rotated, list[1].forgiven = 1400, 1400 }, "c ", 0},
-		{"one of the original", 20, func(list []session) { list[0].adopted = true }, "a ", 1500},
-		{"an expired one", 20, func(list []session) { list[2].expires, list[2].adopted = 1400, true }, "c ", 0},
-		{"one in its last second", 19, func(list []session) { list[2].expires = 1501 }, "", 0},
+		{"equally old ones", 20, func(list []session) { list[1].Created = 1000 }, "a ", 0},
+		{"the oldest in use", 20, func(list []session) { list[0].Rotated, list[1].Forgiven = 1400, 1400 }, "c ", 0},
+		{"one of the original", 20, func(list []session) { list[0].Adopted = true }, "a ", 1500},
+		{"an expired one", 20, func(list []session) { list[2].Expires, list[2].Adopted = 1400, true }, "c ", 0},
+		{"one in its last second", 19, func(list []session) { list[2].Expires = 1501 }, "", 0},
 	} {
 		list := make([]session, row.n)
 		for i := range list {
-			list[i] = session{id: string(rune('a' + i)), created: int64(1000 + i), expires: 9000}
+			list[i] = session{ID: string(rune('a' + i)), Created: int64(1000 + i), Expires: 9000}
 		}
 		row.modify(list)
-		former := user{sessions: slices.Clone(list)}
+		former := user{Sessions: slices.Clone(list)}
 		u := former
-		u.begin(session{id: "z", expires: 9000}, 1500)
+		u.begin(session{ID: "z", Expires: 9000}, 1500)
 		want := strings.TrimSpace(strings.Replace(sessionIDs(former)+" z", row.ended, "", 1))
-		equal(t, row.name, fmt.Sprint(sessionIDs(u), u.since), fmt.Sprint(want, row.since))
-		equal(t, row.name+", copies", slices.Equal(former.sessions, list), true)
+		equal(t, row.name, fmt.Sprint(sessionIDs(u), u.Since), fmt.Sprint(want, row.since))
+		equal(t, row.name+", copies", slices.Equal(former.Sessions, list), true)
 	}
 }
 
@@ -1005,8 +1005,8 @@ func TestSessionsEnd(t *testing.T) {
 	s := partsServer(t)
 	checkRows(t, "ends.json", func(input string) error {
 		former := mustUpdate(t, s, "u1", func(u *user) {
-			u.since, u.sessions = 0, []session{{id: "a", expires: 1501}, {id: "b", expires: 1501, adopted: true},
-				{id: "c", expires: 1501}, {id: "x", expires: 1500, adopted: true}}
+			u.Since, u.Sessions = 0, []session{{ID: "a", Expires: 1501}, {ID: "b", Expires: 1501, Adopted: true},
+				{ID: "c", Expires: 1501}, {ID: "x", Expires: 1500, Adopted: true}}
 		})
 		op, arg, _ := strings.Cut(input, " ")
 		which, id, _ := strings.Cut(arg, " ")
@@ -1024,12 +1024,12 @@ func TestSessionsEnd(t *testing.T) {
 		}
 		u, _ := s.users.byID(t.Context(), "u1")
 		equal(t, input+", copies", sessionIDs(former), "a b c x")
-		return fmt.Errorf("%s; %s, %d, %d", errText(err), sessionIDs(u), u.since, u.version-former.version-1)
+		return fmt.Errorf("%s; %s, %d, %d", errText(err), sessionIDs(u), u.Since, u.Version-former.Version-1)
 	})
 }
 
 func TestEdit(t *testing.T) {
-	from := user{id: "x", name: "New", scopes: []string{"x"}, hash: newSecret("new"), disabled: true, version: 9}
+	from := user{ID: "x", Name: "New", Scopes: []string{"x"}, hash: newSecret("new"), Disabled: true, Version: 9}
 	for fields, want := range map[string]string{
 		"":                              "u1 Old [me] old false; a 7 1",
 		"name":                          "u1 New [me] old false; a 7 1",
@@ -1038,14 +1038,15 @@ func TestEdit(t *testing.T) {
 		"password":                      "u1 Old [me] new false;  1500 1",
 		"name scopes disabled password": "u1 New [x] new true;  1500 1",
 	} {
-		u := user{"u1", "", "Old", []string{"me"}, newSecret("old"), false, false, 7, []session{{id: "a"}}, 1}
+		u := user{ID: "u1", Name: "Old", Scopes: []string{"me"}, hash: newSecret("old"), Since: 7, Version: 1}
+		u.Sessions = []session{{ID: "a"}}
 		u.edit(from, strings.Fields(fields), 1500)
-		got := fmt.Sprintf("%s %s %s %s %t;", u.id, u.name, u.scopes, u.hash.reveal(), u.disabled)
-		equal(t, fields, fmt.Sprint(got, " ", sessionIDs(u), " ", u.since, " ", u.version), want)
+		got := fmt.Sprintf("%s %s %s %s %t;", u.ID, u.Name, u.Scopes, u.hash.reveal(), u.Disabled)
+		equal(t, fields, fmt.Sprint(got, " ", sessionIDs(u), " ", u.Since, " ", u.Version), want)
 	}
-	enabled := user{disabled: true, since: 7}
+	enabled := user{Disabled: true, Since: 7}
 	enabled.edit(user{}, []string{"disabled"}, 1500)
-	equal(t, "enabled again", fmt.Sprint(enabled.disabled, enabled.since), "false 7")
+	equal(t, "enabled again", fmt.Sprint(enabled.Disabled, enabled.Since), "false 7")
 }
 
 // TestRequireScope has rows of the required scope and the lines of the Authorization header. The user
@@ -1054,7 +1055,7 @@ func TestEdit(t *testing.T) {
 func TestRequireScope(t *testing.T) {
 	s := partsServer(t)
 	next := func(_ http.ResponseWriter, r *http.Request) error {
-		return fmt.Errorf("%s %s", caller(r.Context()).user.id, caller(r.Context()).claims.subject)
+		return fmt.Errorf("%s %s", caller(r.Context()).user.ID, caller(r.Context()).claims.subject)
 	}
 	checkRows(t, "bearer.json", func(input string) error {
 		lines := strings.Split(input, "\n")
@@ -1086,25 +1087,25 @@ func filled(t testing.TB, n int) *users {
 	s := newUsers()
 	for i := range n {
 		id := fmt.Sprintf("u%d", i)
-		s.add(t.Context(), user{id: id, email: id + "@example.com", name: "User", scopes: []string{"me"}})
+		s.add(t.Context(), user{ID: id, Email: id + "@example.com", Name: "User", Scopes: []string{"me"}})
 	}
 	return s
 }
 
 func TestUsersLookup(t *testing.T) {
 	s := filled(t, 5)
-	want := user{id: "u3", email: "u3@example.com", name: "User", scopes: []string{"me"}, version: 1}
+	want := user{ID: "u3", Email: "u3@example.com", Name: "User", Scopes: []string{"me"}, Version: 1}
 	byID, err := s.byID(t.Context(), "u3")
 	byEmail, err2 := s.byEmail(t.Context(), "U3@EXAMPLE.com")
 	if err != nil || err2 != nil || !reflect.DeepEqual(byID, want) || !reflect.DeepEqual(byEmail, want) {
 		t.Errorf("got %+v, %v, %+v and %v, want %+v", byID, err, byEmail, err2, want)
 	}
-	err = s.add(t.Context(), user{id: "u9", email: "u3@example.COM"})
+	err = s.add(t.Context(), user{ID: "u9", Email: "u3@example.COM"})
 	equal(t, "a taken email", errText(err), "email already registered")
 	for _, key := range []string{"", "u5", "U3", "u9", "u5@example.com"} {
 		u, err := s.byID(t.Context(), key)
 		u2, err2 := s.byEmail(t.Context(), key)
-		if err != errUnknownUser || err2 != errUnknownUser || u.id+u2.id != "" {
+		if err != errUnknownUser || err2 != errUnknownUser || u.ID+u2.ID != "" {
 			t.Errorf("%q: got %+v, %v, %+v and %v, want %v", key, u, err, u2, err2, errUnknownUser)
 		}
 	}
@@ -1118,13 +1119,13 @@ func TestUsersConcurrently(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range cap(added) {
 		wg.Go(func() {
-			u := user{id: strconv.Itoa(i), email: spellings[i%len(spellings)]}
+			u := user{ID: strconv.Itoa(i), Email: spellings[i%len(spellings)]}
 			if err := s.add(t.Context(), u); err == nil {
-				added <- u.id
+				added <- u.ID
 			} else if err != errEmailTaken {
 				t.Errorf("got %v, want %v", err, errEmailTaken)
 			}
-			s.update(t.Context(), "u0", func(u *user) error { u.name += "x"; return nil })
+			s.update(t.Context(), "u0", func(u *user) error { u.Name += "x"; return nil })
 			s.byID(t.Context(), "u0")
 			s.after(t.Context(), "", 3)
 			s.hasAdmin()
@@ -1133,7 +1134,7 @@ func TestUsersConcurrently(t *testing.T) {
 	wg.Wait()
 	u0, _ := s.byID(t.Context(), "u0")
 	u, err := s.byEmail(t.Context(), "user@example.com")
-	if len(added) != 1 || len(s.records) != 2 || err != nil || u.id != <-added || len(u0.name) != 24 {
+	if len(added) != 1 || len(s.records) != 2 || err != nil || u.ID != <-added || len(u0.Name) != 24 {
 		t.Errorf("got %d users, %+v, %v and %+v, want one more user and 20 updates", len(s.records), u, err, u0)
 	}
 }
@@ -1142,21 +1143,21 @@ func TestUsersConcurrently(t *testing.T) {
 func TestUsersUpdate(t *testing.T) {
 	s := filled(t, 5)
 	former := s.records[3]
-	rename := func(u *user) error { u.name, u.hash = "Other", newSecret("h"); return nil }
-	if u, err := s.update(t.Context(), "u3", rename); err != nil || u.name != "Other" || former.name != "User" {
+	rename := func(u *user) error { u.Name, u.hash = "Other", newSecret("h"); return nil }
+	if u, err := s.update(t.Context(), "u3", rename); err != nil || u.Name != "Other" || former.Name != "User" {
 		t.Errorf("got %+v, %v and the former record %+v, want a changed copy", u, err, former)
 	}
 	var kept *user
 	for name, want := range map[error]string{admission.ErrBusy: " busy, try again", errUnchanged: "Other accepted"} {
-		u, err := s.update(t.Context(), "u3", func(u *user) error { u.name, kept = "failed", u; return name })
-		equal(t, "an error", u.name+" "+errText(err), want)
+		u, err := s.update(t.Context(), "u3", func(u *user) error { u.Name, kept = "failed", u; return name })
+		equal(t, "an error", u.Name+" "+errText(err), want)
 	}
 	page, _ := s.after(t.Context(), "", 9)
-	page[2].name, kept.name = "changed", "changed"
+	page[2].Name, kept.Name = "changed", "changed"
 	page, _ = s.after(t.Context(), "", 9)
 	for i, u := range page {
 		want := map[bool]string{true: "Other h 2", false: "User  1"}[i == 3]
-		equal(t, u.id, fmt.Sprint(u.name, " ", u.hash.reveal(), " ", u.version), want)
+		equal(t, u.ID, fmt.Sprint(u.Name, " ", u.hash.reveal(), " ", u.Version), want)
 	}
 }
 
@@ -1165,12 +1166,12 @@ func TestUsersConflict(t *testing.T) {
 	s, calls := filled(t, 5), 0
 	u, err := s.update(t.Context(), "u3", func(u *user) error {
 		if calls++; calls == 1 {
-			s.update(t.Context(), "u3", func(u *user) error { u.name = "Other"; return nil })
+			s.update(t.Context(), "u3", func(u *user) error { u.Name = "Other"; return nil })
 		}
-		u.name += "!"
+		u.Name += "!"
 		return nil
 	})
-	equal(t, "u3", fmt.Sprint(u.name, s.records[3].name, s.records[3].version, calls, err), "Other!Other!3 2 <nil>")
+	equal(t, "u3", fmt.Sprint(u.Name, s.records[3].Name, s.records[3].Version, calls, err), "Other!Other!3 2 <nil>")
 }
 
 // TestUsersApply applies records with versions. A stale one is ignored, as is a stale deletion.
@@ -1181,25 +1182,25 @@ func TestUsersApply(t *testing.T) {
 		user user
 		want string
 	}{
-		{"a new version", user{id: "u1", email: "u1@example.com", name: "b", version: 3}, "b 3 accepted"},
-		{"the same version", user{id: "u1", email: "u1@example.com", name: "c", version: 3}, "b 3 accepted"},
-		{"an old version", user{id: "u1", email: "u1@example.com", name: "d", version: 2}, "b 3 accepted"},
-		{"an old deletion", user{id: "u1", version: 3, deleted: true}, "b 3 accepted"},
-		{"a new deletion", user{id: "u1", name: "e", version: 4, deleted: true}, " 0 unknown user"},
-		{"a version from before the deletion", user{id: "u1", email: "u1@example.com", version: 3}, " 0 unknown user"},
+		{"a new version", user{ID: "u1", Email: "u1@example.com", Name: "b", Version: 3}, "b 3 accepted"},
+		{"the same version", user{ID: "u1", Email: "u1@example.com", Name: "c", Version: 3}, "b 3 accepted"},
+		{"an old version", user{ID: "u1", Email: "u1@example.com", Name: "d", Version: 2}, "b 3 accepted"},
+		{"an old deletion", user{ID: "u1", Version: 3, Deleted: true}, "b 3 accepted"},
+		{"a new deletion", user{ID: "u1", Name: "e", Version: 4, Deleted: true}, " 0 unknown user"},
+		{"a version from before the deletion", user{ID: "u1", Email: "u1@example.com", Version: 3}, " 0 unknown user"},
 	} {
 		s.apply(row.user)
 		u, err := s.byEmail(t.Context(), "u1@example.com")
-		equal(t, row.name, fmt.Sprint(u.name, " ", u.version, " ", errText(err)), row.want)
+		equal(t, row.name, fmt.Sprint(u.Name, " ", u.Version, " ", errText(err)), row.want)
 	}
 }
 
 // TestUsersDelete deletes u3 and registers its email again.
 func TestUsersDelete(t *testing.T) {
 	s := filled(t, 5)
-	remove := func(u *user) error { u.deleted, u.sessions = true, []session{{}}; return nil }
+	remove := func(u *user) error { u.Deleted, u.Sessions = true, []session{{}}; return nil }
 	_, err := s.update(t.Context(), "u3", remove)
-	want, got := user{id: "u3", version: 2, deleted: true}, *s.records[3]
+	want, got := user{ID: "u3", Version: 2, Deleted: true}, *s.records[3]
 	if err != nil || !reflect.DeepEqual(got, want) || len(s.emails) != 4 {
 		t.Errorf("got %v, %+v and %d emails, want %+v and 4", err, got, len(s.emails), want)
 	}
@@ -1207,9 +1208,9 @@ func TestUsersDelete(t *testing.T) {
 	_, err2 := s.byEmail(t.Context(), "u3@example.com")
 	_, err3 := s.update(t.Context(), "u3", remove)
 	equal(t, "look-ups", errText(errors.Join(err, err2, err3)), "unknown user\nunknown user\nunknown user")
-	err = s.add(t.Context(), user{id: "u9", email: "U3@example.com"})
+	err = s.add(t.Context(), user{ID: "u9", Email: "U3@example.com"})
 	u, err2 := s.byEmail(t.Context(), "u3@example.com")
-	equal(t, "registered again", fmt.Sprint(u.id, err, err2), "u9<nil> <nil>")
+	equal(t, "registered again", fmt.Sprint(u.ID, err, err2), "u9<nil> <nil>")
 	for after, want := range map[string]string{"": "u0 u1 u2 u4", "u2": "u4 u9", "u3": "u4 u9"} {
 		page, err := s.after(t.Context(), after, 4)
 		equal(t, "after "+after, userIDs(page)+errText(err), want+"accepted")
@@ -1233,9 +1234,9 @@ func TestUsersAfter(t *testing.T) {
 // who don't count.
 func TestLastAdmin(t *testing.T) {
 	for name, remove := range map[string]func(*user){
-		"demote":  func(u *user) { u.scopes = []string{"me"} },
-		"disable": func(u *user) { u.disabled = true },
-		"delete":  func(u *user) { u.deleted = true },
+		"demote":  func(u *user) { u.Scopes = []string{"me"} },
+		"disable": func(u *user) { u.Disabled = true },
+		"delete":  func(u *user) { u.Deleted = true },
 	} {
 		s := filled(t, 5)
 		set := func(id string, modify func(*user)) error {
@@ -1244,9 +1245,9 @@ func TestLastAdmin(t *testing.T) {
 		}
 		equal(t, name+", no admin", s.hasAdmin(), false)
 		for _, id := range []string{"u1", "u2", "u3"} {
-			set(id, func(u *user) { u.scopes = []string{"admin"} })
+			set(id, func(u *user) { u.Scopes = []string{"admin"} })
 		}
-		equal(t, name+", the third admin", set("u2", func(u *user) { u.disabled = true }), nil)
+		equal(t, name+", the third admin", set("u2", func(u *user) { u.Disabled = true }), nil)
 		var wg sync.WaitGroup
 		var rejected atomic.Int64
 		for i := range 20 {
@@ -1260,7 +1261,7 @@ func TestLastAdmin(t *testing.T) {
 		equal(t, name+", rejected", rejected.Load(), 10)
 		equal(t, name+", admins left", s.records[1].isAdmin() != s.records[3].isAdmin() && s.hasAdmin(), true)
 		last, _ := s.admin("")
-		equal(t, name+", another change", set(last.id, func(u *user) { u.name = "Other" }), nil)
+		equal(t, name+", another change", set(last.ID, func(u *user) { u.Name = "Other" }), nil)
 	}
 }
 
@@ -1377,7 +1378,7 @@ func TestNewServer(t *testing.T) {
 	r := &http.Request{RemoteAddr: "10.0.0.1:80", Header: http.Header{"X-Forwarded-For": {"192.0.2.1"}}}
 	text := func(s *server) string {
 		u, err := s.users.byID(t.Context(), "admin-0")
-		return fmt.Sprint([]any{u.email, u.name, u.scopes, err, s.passwords.verify("admin-password", u.hash),
+		return fmt.Sprint([]any{u.Email, u.Name, u.Scopes, err, s.passwords.verify("admin-password", u.hash),
 			s.throttle != nil, s.docs, s.clientIP(r), s.origins, freeSlots(s.passwords), s.passwords.params,
 			s.tokens.issuer, s.tokens.accessTTL, s.tokens.refreshTTL})
 	}
@@ -1482,8 +1483,8 @@ func checkClaims(t *testing.T, c claims, payload string) {
 }
 
 func benchToken() (t *tokens, u user, s session, token string) {
-	t, u = tokensAt(time.Unix(1795503214, 0), partsSecret), user{id: newUUID(), scopes: []string{"me"}}
-	s = session{id: newUUID(), expires: 1796108014}
+	t, u = tokensAt(time.Unix(1795503214, 0), partsSecret), user{ID: newUUID(), Scopes: []string{"me"}}
+	s = session{ID: newUUID(), Expires: 1796108014}
 	return t, u, s, t.issuePair(u, s, "").AccessToken
 }
 
@@ -1491,7 +1492,7 @@ func BenchmarkTokenSign(b *testing.B) {
 	tokens, u, s, _ := benchToken()
 	b.ReportAllocs()
 	for b.Loop() {
-		tokens.issue(u, s, accessToken, s.expires)
+		tokens.issue(u, s, accessToken, s.Expires)
 	}
 }
 
@@ -1544,7 +1545,7 @@ func BenchmarkStore(b *testing.B) {
 			{"byEmail", func(_, email string) { s.byEmail(b.Context(), email) }},
 			{"update", func(id, _ string) { s.update(b.Context(), id, func(u *user) error { return nil }) }},
 			{"add", func(string, string) {
-				s.add(b.Context(), user{id: "another", email: "another@example.com"})
+				s.add(b.Context(), user{ID: "another", Email: "another@example.com"})
 				delete(s.ids, "another")
 				delete(s.emails, "another@example.com")
 				s.records = s.records[:n]
@@ -1552,7 +1553,7 @@ func BenchmarkStore(b *testing.B) {
 		} {
 			b.Run(fmt.Sprintf("%s/%d", op.name, n), func(b *testing.B) {
 				for i := 0; b.Loop(); i++ {
-					op.run(last[i%len(last)].id, last[i%len(last)].email)
+					op.run(last[i%len(last)].ID, last[i%len(last)].Email)
 				}
 			})
 		}
@@ -1570,7 +1571,7 @@ func TestUserMemory(t *testing.T) {
 		for _, u := range source.records {
 			s.users.add(t.Context(), *u)
 			for range sessions {
-				mustUpdate(t, s, u.id, func(u *user) {
+				mustUpdate(t, s, u.ID, func(u *user) {
 					u.begin(newSession(newUUID(), "Mozilla/5.0", s.tokens.now(), s.tokens.refreshTTL), 1500)
 				})
 			}
@@ -1600,8 +1601,8 @@ func benchServer(b *testing.B, w io.Writer) (*server, tokenPair) {
 	b.Cleanup(lines.Close)
 	s.log = newLogger("text", lines)
 	begun := newSession(newUUID(), "Mozilla/5.0", s.tokens.now(), s.tokens.refreshTTL)
-	u := user{id: newUUID(), email: "user@example.com", name: "Test User", scopes: []string{"me", "admin"}}
-	u.sessions = []session{begun}
+	u := user{ID: newUUID(), Email: "user@example.com", Name: "Test User", Scopes: []string{"me", "admin"}}
+	u.Sessions = []session{begun}
 	s.users.add(b.Context(), u)
 	return s, s.tokens.issuePair(u, begun, "")
 }
@@ -1633,7 +1634,7 @@ func BenchmarkRefresh(b *testing.B) {
 	record := s.users.records[0]
 	body := fmt.Sprintf(`{"refresh_token":%q}`, pair.RefreshToken)
 	benchHandler(b, s, "POST /auth/refresh", "", body, func() { s.users.records[0] = record })
-	equal(b, "generation", s.users.records[0].sessions[0].gen, 1)
+	equal(b, "generation", s.users.records[0].Sessions[0].Gen, 1)
 }
 
 // BenchmarkListUsers writes a list of a million users.

@@ -293,7 +293,7 @@ func TestDescribedExamples(t *testing.T) {
 			id := "admin-0"
 			if ex.Values["current_password"] != nil { // of the user
 				u, _ := s.users.byEmail(t.Context(), "user@example.com")
-				id = u.id
+				id = u.ID
 			}
 			pair, form := s.begin(t, id), url.Values{}
 			for name, value := range ex.Values {
@@ -444,13 +444,13 @@ func TestLog(t *testing.T) {
 	s := startServer(t, "APP_TRUSTED_PROXIES=127.0.0.0/8")
 	sessions := func(ids ...string) (list []session) {
 		for _, id := range ids {
-			list = append(list, session{id: id, gen: 2, expires: liveStart.Unix() + 1})
+			list = append(list, session{ID: id, Gen: 2, Expires: liveStart.Unix() + 1})
 		}
 		return list
 	}
-	s.users.records[0].sessions = sessions("admin", "leaver", "ended")
-	other := user{id: "other", email: "other@example.com", name: "Other", scopes: []string{"me"}}
-	other.sessions = sessions("revoked", "slept", "reused")
+	s.users.records[0].Sessions = sessions("admin", "leaver", "ended")
+	other := user{ID: "other", Email: "other@example.com", Name: "Other", Scopes: []string{"me"}}
+	other.Sessions = sessions("revoked", "slept", "reused")
 	s.users.add(t.Context(), other)
 	for range 10 {
 		s.Send(t, "POST /auth/login", []string{jsonType}, `{"username":"throttled@example.com","password":"wrong-password"}`)
@@ -752,7 +752,7 @@ func TestBusy(t *testing.T) {
 func (s *liveServer) begin(t *testing.T, id string) tokenPair {
 	t.Helper()
 	begun := newSession(newUUID(), "", s.tokens.now(), s.tokens.refreshTTL)
-	u, err := s.users.update(t.Context(), id, func(u *user) error { u.begin(begun, begun.created); return nil })
+	u, err := s.users.update(t.Context(), id, func(u *user) error { u.begin(begun, begun.Created); return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -874,8 +874,8 @@ func TestListPages(t *testing.T) {
 // addUsers adds n users who cannot log in.
 func addUsers(t *testing.T, s *liveServer, n int) {
 	for i := range n {
-		u := user{id: fmt.Sprint("id ", i), email: fmt.Sprint(i, "@example.com"), scopes: []string{"me"}}
-		u.name = strings.Repeat("n", 50)
+		u := user{ID: fmt.Sprint("id ", i), Email: fmt.Sprint(i, "@example.com"), Scopes: []string{"me"}}
+		u.Name = strings.Repeat("n", 50)
 		s.users.add(t.Context(), u)
 	}
 }
@@ -1193,7 +1193,7 @@ type checkedStore struct {
 }
 
 func (s checkedStore) commit(ctx context.Context, c change) error {
-	former, _ := s.users.byID(ctx, c.user.id)
+	former, _ := s.users.byID(ctx, c.user.ID)
 	gens, rest := regexp.MustCompile(`"gen":\d+`), regexp.MustCompile(`"(gen|rotated|expires)":\d+`)
 	from, to := string(encodeUser(former)), string(encodeUser(c.user))
 	rotates := fmt.Sprint(gens.FindAllString(from, -1)) != fmt.Sprint(gens.FindAllString(to, -1)) &&
@@ -1218,24 +1218,25 @@ func startWithFile(t *testing.T, settings []string) webscript.Server {
 
 // TestStoredUser has every field of a record.
 func TestStoredUser(t *testing.T) {
-	const text = `{"v":1,"id":"u1","email":"u1@example.com","name":"\"N\"\n","scopes":["me"],"hash":"$h","disabled":true,` +
+	const text = `{"v":1,"id":"u1","email":"u1@example.com","name":"\"N\"\n","scopes":["me"],"disabled":true,` +
 		`"deleted":true,"since":1,"sessions":[{"id":"s1","user_agent":"curl","gen":2,"created":3,"rotated":4,` +
-		`"forgiven":5,"expires":6,"adopted":true}],"version":7}`
-	want := user{"u1", "u1@example.com", "\"N\"\n", []string{"me"}, newSecret("$h"), true, true, 1,
-		[]session{{"s1", "curl", 2, 3, 4, 5, 6, true}}, 7}
-	for _, v := range []reflect.Value{reflect.ValueOf(want), reflect.ValueOf(want.sessions[0])} {
+		`"forgiven":5,"expires":6,"adopted":true}],"version":7,"hash":"$h"}`
+	want := user{"u1", "u1@example.com", "\"N\"\n", []string{"me"}, true, true, 1,
+		[]session{{"s1", "curl", 2, 3, 4, 5, 6, true}}, 7, newSecret("$h"), 8}
+	for _, v := range []reflect.Value{reflect.ValueOf(want), reflect.ValueOf(want.Sessions[0])} {
 		for i := range v.NumField() {
 			equal(t, v.Type().Field(i).Name+" is left out", v.Field(i).IsZero(), false)
 		}
 	}
 	var record storedUser
 	decode(t, text, &record)
-	got, err := record.user()
+	got, err := record.record()
+	got.place = 8 // the only field that is not kept
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v and %v, want %+v", got, err, want)
 	}
 	equal(t, "the record", string(encodeUser(want)), text)
-	equal(t, "no fields", string(encodeUser(user{sessions: []session{{}}})), `{"v":1,"id":"","scopes":null,`+
+	equal(t, "no fields", string(encodeUser(user{Sessions: []session{{}}})), `{"v":1,"id":"","scopes":null,`+
 		`"sessions":[{"id":"","gen":0,"created":0,"rotated":0,"expires":0}],"version":0}`)
 }
 
@@ -1244,13 +1245,13 @@ func TestFileStore(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "users.jsonl")
 	s, f := openUsers(t, path)
 	for _, id := range []string{"u0", "u1", "u2", "u9"} {
-		equal(t, id, s.add(t.Context(), user{id: id, email: id + "@example.com"}), nil)
+		equal(t, id, s.add(t.Context(), user{ID: id, Email: id + "@example.com"}), nil)
 	}
 	for _, id := range []string{"u2", "u0", "u2"} {
-		s.update(t.Context(), id, func(u *user) error { u.name, u.deleted = u.name+id, id == "u0"; return errNoWait })
+		s.update(t.Context(), id, func(u *user) error { u.Name, u.Deleted = u.Name+id, id == "u0"; return errNoWait })
 	}
-	equal(t, "a free email", s.add(t.Context(), user{id: "u3", email: "u0@example.com"}), nil)
-	equal(t, "a taken email", s.add(t.Context(), user{id: "u4", email: "u9@example.com"}), error(errEmailTaken))
+	equal(t, "a free email", s.add(t.Context(), user{ID: "u3", Email: "u0@example.com"}), nil)
+	equal(t, "a taken email", s.add(t.Context(), user{ID: "u4", Email: "u9@example.com"}), error(errEmailTaken))
 	equal(t, "close", f.close(), nil)
 	text, _ := os.ReadFile(path)
 	equal(t, "records with the email of the deleted user", strings.Count(string(text), "u0@example.com"), 2)
@@ -1267,13 +1268,33 @@ func TestFileStore(t *testing.T) {
 // TestOldChanges applies a snapshot with the owner of an email, and then changes of two former owners.
 func TestOldChanges(t *testing.T) {
 	const email = "u@example.com"
-	s, owner, deleted := newUsers(), user{id: "owner", email: email, version: 1}, user{id: "u2", version: 3, deleted: true}
-	for _, u := range []user{{id: "u1", email: email, version: 1}, deleted, owner,
-		{id: "u1", version: 2, deleted: true}, {id: "u2", email: email, version: 2}, deleted, owner} {
+	s, owner, deleted := newUsers(), user{ID: "owner", Email: email, Version: 1}, user{ID: "u2", Version: 3, Deleted: true}
+	for _, u := range []user{{ID: "u1", Email: email, Version: 1}, deleted, owner,
+		{ID: "u1", Version: 2, Deleted: true}, {ID: "u2", Email: email, Version: 2}, deleted, owner} {
 		s.apply(u)
 	}
 	u, err := s.byEmail(t.Context(), email)
-	equal(t, "the owner", fmt.Sprint(u.id, err), "owner<nil>")
+	equal(t, "the owner", fmt.Sprint(u.ID, err), "owner<nil>")
+}
+
+// TestPlaces applies users in another order than that of their places. A deleted one keeps its place.
+func TestPlaces(t *testing.T) {
+	s := newUsers()
+	for _, place := range []int64{3, 5, 1, 6, 4, 2} {
+		id := fmt.Sprint("u", place)
+		s.apply(user{ID: id, Email: id + "@example.com", Version: 1, place: place})
+		if place == 5 {
+			s.apply(user{ID: id, Version: 2, Deleted: true})
+		}
+	}
+	list, err := s.after(t.Context(), "", 9)
+	equal(t, "users", fmt.Sprint(userIDs(list), err), "u1 u2 u3 u4 u6<nil>")
+	list, err = s.after(t.Context(), "u5", 9)
+	equal(t, "users after the deleted one", fmt.Sprint(userIDs(list), err), "u6<nil>")
+	for _, u := range list {
+		byEmail, err := s.byEmail(t.Context(), u.Email)
+		equal(t, u.ID, fmt.Sprint(byEmail.ID, err), u.ID+"<nil>")
+	}
 }
 
 // TestAdminStays starts a server again with another admin in the settings, who is not created.
@@ -1309,20 +1330,26 @@ func TestStoreExit(t *testing.T) {
 	os.Mkdir(filepath.Join(dir, "dir"), 0o700)
 	_, log := startProgram(t, fileEnviron(filepath.Join(dir, "used"))...)
 	listens(t, log)
+	etcd := etcdtest.New(t)
+	etcd.Put("jwt-auth-api/u/u1", `{"v":1,"id":"u1","email":"admin@example.com"}`)
+	etcd.Put("jwt-auth-api/a/admin@example.com", "u1")
 	for _, row := range [][2]string{
-		{"DIR/used", "APP_STORE: journal: DIR/used is in use by another process"},
-		{"DIR/none/users", "APP_STORE: journal: open DIR/none: no such file or directory"},
-		{"DIR/dir", "APP_STORE: journal: read DIR/dir: is a directory"},
-		{"/sys/users", "APP_STORE: journal: open /sys/users.lock: permission denied"}, // also for root
-		{"DIR/damaged", "APP_STORE: journal: line 1 is damaged"},
-		{"DIR/newer", "APP_STORE: journal: line 3: record of user u1 has format 2, this program knows 1"},
-		{"DIR/older", "APP_STORE: journal: line 3: record of user u1 has format 0, this program knows 1"},
-		{"DIR/other", "APP_STORE: journal: line 3: json: cannot unmarshal string into Go value of type main.storedUser"},
-		{"DIR/users", "APP_ADMIN_EMAIL: email already registered"},
+		{"file:DIR/used", "APP_STORE: journal: DIR/used is in use by another process"},
+		{"file:DIR/none/users", "APP_STORE: journal: open DIR/none: no such file or directory"},
+		{"file:DIR/dir", "APP_STORE: journal: read DIR/dir: is a directory"},
+		{"file:/sys/users", "APP_STORE: journal: open /sys/users.lock: permission denied"}, // also for root
+		{"file:DIR/damaged", "APP_STORE: journal: line 1 is damaged"},
+		{"file:DIR/newer", "APP_STORE: journal: line 3: record of user u1 has format 2, this program knows 1"},
+		{"file:DIR/older", "APP_STORE: journal: line 3: record of user u1 has format 0, this program knows 1"},
+		{"file:DIR/other", "APP_STORE: journal: line 3: json: cannot unmarshal string into Go value of type main.storedUser"},
+		{"file:DIR/users", "APP_ADMIN_EMAIL: email already registered"},
+		{"etcd:URL", "APP_ADMIN_EMAIL: email already registered"},
 	} {
-		cmd, log := startProgram(t, fileEnviron(strings.Replace(row[0], "DIR", dir, 1))...)
+		store := strings.NewReplacer("DIR", dir, "URL", etcd.URL).Replace(row[0])
+		cmd, log := startProgram(t, fileEnviron("", "APP_STORE="+store)...)
 		output, _ := io.ReadAll(log)
 		cmd.Wait()
+		output = regexp.MustCompile("time=.* msg=listening .*\n").ReplaceAll(output, nil)
 		got := strings.NewReplacer(dir, "DIR", "read-only file system", "permission denied").Replace(string(output))
 		equal(t, row[0], fmt.Sprint(got, cmd.ProcessState.ExitCode()), row[1]+"\n1")
 	}
@@ -1410,18 +1437,18 @@ func (a *account) run(t *testing.T, client *http.Client, url string) {
 // request. It may lack rotations. If the program exited, it has all that was acknowledged, and no more.
 func (a *account) check(t *testing.T, s *users, exited bool) {
 	u, _ := s.byEmail(t.Context(), a.email)
-	got, c := known{name: u.name, session: sessionIDs(u)}, a.claims()
+	got, c := known{name: u.Name, session: sessionIDs(u)}, a.claims()
 	for _, password := range []string{a.stored.password, a.asked.password} {
 		if got.password != password && new(passwords).verify(password, u.hash) == nil {
 			got.password = password
 		}
 	}
-	for _, s := range u.sessions { // If nothing was refreshed since, a rotation may be lost since the last check.
-		if s.id == c.session && (s.gen > c.gen+1 || exited && s.gen != c.gen && a.pair != a.checked) {
-			t.Errorf("%s: got generation %d in the file, want that of the tokens, %d", a.email, s.gen, c.gen)
+	for _, s := range u.Sessions { // If nothing was refreshed since, a rotation may be lost since the last check.
+		if s.ID == c.session && (s.Gen > c.gen+1 || exited && s.Gen != c.gen && a.pair != a.checked) {
+			t.Errorf("%s: got generation %d in the file, want that of the tokens, %d", a.email, s.Gen, c.gen)
 		}
 	}
-	if a.asked.session == "?" && len(u.sessions) == 1 {
+	if a.asked.session == "?" && len(u.Sessions) == 1 {
 		a.asked.session = got.session
 	}
 	if got != a.stored && (exited || got != a.asked) {
@@ -1556,7 +1583,7 @@ func BenchmarkReplay(b *testing.B) {
 	path, s := filepath.Join(b.TempDir(), "users.jsonl"), filled(b, 1_000_000)
 	for _, u := range s.records {
 		u.hash = newSecret("$argon2id$v=19$m=65536,t=3,p=4$" + strings.Repeat("x", 66))
-		u.sessions = []session{{id: newUUID(), userAgent: firefox}}
+		u.Sessions = []session{{ID: newUUID(), UserAgent: firefox}}
 	}
 	f, err := openFile(path, s, nil, nil)
 	for b.Loop() {

@@ -161,12 +161,12 @@ func (s *server) register(w http.ResponseWriter, r *http.Request) error {
 	if err := in.Err(); err != nil {
 		return err
 	}
-	u := user{id: newUUID(), email: address, name: name, scopes: []string{"me"}}
+	u := user{ID: newUUID(), Email: address, Name: name, Scopes: []string{"me"}}
 	begun, err := s.auth.register(r.Context(), u, password, r.UserAgent())
 	if err != nil {
 		return err
 	}
-	s.event(r, slog.LevelInfo, "registered", "user", u.id)
+	s.event(r, slog.LevelInfo, "registered", "user", u.ID)
 	return respond.JSON(w, http.StatusCreated, s.tokens.issuePair(u, begun, ""))
 }
 
@@ -189,7 +189,7 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 		s.event(r, slog.LevelInfo, "login failed", "email_hash", s.emailHash(address), "reason", err)
 		return err
 	}
-	s.event(r, slog.LevelInfo, "login", "user", u.id)
+	s.event(r, slog.LevelInfo, "login", "user", u.ID)
 	return respond.JSON(w, http.StatusOK, s.tokens.issuePair(u, begun, scope))
 }
 
@@ -220,9 +220,9 @@ func (s *server) exchange(w http.ResponseWriter, r *http.Request, in *input.Inpu
 	u, current, verdict, err := s.auth.refresh(r.Context(), token, r.UserAgent())
 	switch verdict {
 	case reuse:
-		s.event(r, slog.LevelWarn, "refresh token reused", "user", u.id, "session", current.id)
+		s.event(r, slog.LevelWarn, "refresh token reused", "user", u.ID, "session", current.ID)
 	case forgive:
-		s.event(r, slog.LevelWarn, "refresh forgiven", "user", u.id, "session", current.id)
+		s.event(r, slog.LevelWarn, "refresh forgiven", "user", u.ID, "session", current.ID)
 	}
 	if err != nil {
 		return err
@@ -243,7 +243,7 @@ func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
 	if err := s.auth.logout(r.Context(), id, which); err != nil {
 		return err
 	}
-	s.event(r, slog.LevelInfo, "logged out", "user", id.user.id, "scope", which)
+	s.event(r, slog.LevelInfo, "logged out", "user", id.user.ID, "scope", which)
 	return respond.NoContent(w)
 }
 
@@ -273,10 +273,10 @@ func (s *server) password(w http.ResponseWriter, r *http.Request) error {
 	}
 	id := caller(r.Context())
 	if err := s.changePassword(r.Context(), s.clientIP(r), id, current, next); err != nil {
-		s.event(r, slog.LevelInfo, "password not changed", "user", id.user.id, "reason", err)
+		s.event(r, slog.LevelInfo, "password not changed", "user", id.user.ID, "reason", err)
 		return err
 	}
-	s.event(r, slog.LevelInfo, "password changed", "user", id.user.id)
+	s.event(r, slog.LevelInfo, "password changed", "user", id.user.ID)
 	return respond.NoContent(w)
 }
 
@@ -289,7 +289,7 @@ type userView struct {
 	Disabled bool     `json:"disabled,omitempty"`
 }
 
-func viewOf(u user) userView { return userView{u.id, u.email, u.name, u.scopes, u.disabled} }
+func viewOf(u user) userView { return userView{u.ID, u.Email, u.Name, u.Scopes, u.Disabled} }
 
 // me responds with the caller.
 func (s *server) me(w http.ResponseWriter, r *http.Request) error {
@@ -303,11 +303,11 @@ func (s *server) patchMe(w http.ResponseWriter, r *http.Request) error {
 	if err := in.Err(); err != nil {
 		return err
 	}
-	u, err := s.users.update(r.Context(), caller(r.Context()).user.id, func(u *user) error { u.name = name; return nil })
+	u, err := s.users.update(r.Context(), caller(r.Context()).user.ID, func(u *user) error { u.Name = name; return nil })
 	if err != nil {
 		return err
 	}
-	s.event(r, slog.LevelInfo, "user changed", "user", u.id, "by", u.id, "fields", "name")
+	s.event(r, slog.LevelInfo, "user changed", "user", u.ID, "by", u.ID, "fields", "name")
 	return respond.JSON(w, http.StatusOK, viewOf(u))
 }
 
@@ -324,10 +324,10 @@ type sessionView struct {
 func (s *server) listSessions(w http.ResponseWriter, r *http.Request) error {
 	id, now := caller(r.Context()), s.tokens.now().Unix()
 	views := []sessionView{}
-	for _, one := range slices.Backward(id.user.sessions) {
-		if one.expires > now {
-			created, used := time.Unix(one.created, 0).UTC(), time.Unix(one.lastUsed(), 0).UTC()
-			views = append(views, sessionView{one.id, created, used, one.userAgent, one.id == id.claims.session})
+	for _, one := range slices.Backward(id.user.Sessions) {
+		if one.Expires > now {
+			created, used := time.Unix(one.Created, 0).UTC(), time.Unix(one.lastUsed(), 0).UTC()
+			views = append(views, sessionView{one.ID, created, used, one.UserAgent, one.ID == id.claims.session})
 		}
 	}
 	return respond.JSON(w, http.StatusOK, views)
@@ -335,7 +335,7 @@ func (s *server) listSessions(w http.ResponseWriter, r *http.Request) error {
 
 // deleteSession ends a session of the caller.
 func (s *server) deleteSession(w http.ResponseWriter, r *http.Request) error {
-	id := caller(r.Context()).user.id
+	id := caller(r.Context()).user.ID
 	if err := s.endSession(r.Context(), id, r.PathValue("id")); err != nil {
 		return err
 	}
@@ -368,7 +368,7 @@ func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
 	}
 	if limited && len(page) > limit {
 		page = page[:limit]
-		w.Header().Set("Link", fmt.Sprintf(`</admin/users?limit=%d&after=%s>; rel="next"`, limit, page[limit-1].id))
+		w.Header().Set("Link", fmt.Sprintf(`</admin/users?limit=%d&after=%s>; rel="next"`, limit, page[limit-1].ID))
 	}
 	n := 0
 	respond.Array(w, func(yield func([]userView) bool) {
@@ -380,11 +380,11 @@ func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
 			if n += len(page); !yield(views) || limited || r.Method == http.MethodHead {
 				return
 			}
-			page, _ = s.users.after(r.Context(), page[len(page)-1].id, streamPage) // A listed user keeps its place.
+			page, _ = s.users.after(r.Context(), page[len(page)-1].ID, streamPage) // A listed user keeps its place.
 		}
 	})
 	if r.Method != http.MethodHead {
-		s.event(r, slog.LevelInfo, "users listed", "by", caller(r.Context()).user.id, "users", n)
+		s.event(r, slog.LevelInfo, "users listed", "by", caller(r.Context()).user.ID, "users", n)
 	}
 	return nil
 }
@@ -415,13 +415,13 @@ func (s *server) patchUser(w http.ResponseWriter, r *http.Request, u user) error
 	in, edit := input.ReadJSON(r), user{}
 	password := ""
 	if in.Has("name") {
-		edit.name = in.Text("name", minName, maxName)
+		edit.Name = in.Text("name", minName, maxName)
 	}
 	if in.Has("scopes") {
-		edit.scopes = in.Tokens("scopes", maxScopes, maxScope)
+		edit.Scopes = in.Tokens("scopes", maxScopes, maxScope)
 	}
 	if in.Has("disabled") {
-		edit.disabled = in.Bool("disabled")
+		edit.Disabled = in.Bool("disabled")
 	}
 	if in.Has("password") {
 		password = in.Text("password", minPassword, maxPassword)
@@ -441,33 +441,33 @@ func (s *server) patchUser(w http.ResponseWriter, r *http.Request, u user) error
 	if len(fields) == 0 {
 		return respond.JSON(w, http.StatusOK, viewOf(u))
 	}
-	u, err := s.users.update(r.Context(), u.id, func(u *user) error {
+	u, err := s.users.update(r.Context(), u.ID, func(u *user) error {
 		u.edit(edit, fields, s.tokens.now().Unix())
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	by := caller(r.Context()).user.id
-	s.event(r, slog.LevelInfo, "user changed", "user", u.id, "by", by, "fields", strings.Join(fields, ","))
+	by := caller(r.Context()).user.ID
+	s.event(r, slog.LevelInfo, "user changed", "user", u.ID, "by", by, "fields", strings.Join(fields, ","))
 	return respond.JSON(w, http.StatusOK, viewOf(u))
 }
 
 func (s *server) deleteUser(w http.ResponseWriter, r *http.Request, u user) error {
-	if _, err := s.users.update(r.Context(), u.id, func(u *user) error { u.deleted = true; return nil }); err != nil {
+	if _, err := s.users.update(r.Context(), u.ID, func(u *user) error { u.Deleted = true; return nil }); err != nil {
 		return err
 	}
-	s.event(r, slog.LevelInfo, "user deleted", "user", u.id, "by", caller(r.Context()).user.id)
+	s.event(r, slog.LevelInfo, "user deleted", "user", u.ID, "by", caller(r.Context()).user.ID)
 	return respond.NoContent(w)
 }
 
 // deleteSessions ends all sessions of a user.
 func (s *server) deleteSessions(w http.ResponseWriter, r *http.Request, u user) error {
 	now := s.tokens.now().Unix()
-	if _, err := s.users.update(r.Context(), u.id, func(u *user) error { u.endAll(now); return nil }); err != nil {
+	if _, err := s.users.update(r.Context(), u.ID, func(u *user) error { u.endAll(now); return nil }); err != nil {
 		return err
 	}
-	s.event(r, slog.LevelInfo, "session ended", "user", u.id, "by", caller(r.Context()).user.id)
+	s.event(r, slog.LevelInfo, "session ended", "user", u.ID, "by", caller(r.Context()).user.ID)
 	return respond.NoContent(w)
 }
 

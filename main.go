@@ -76,7 +76,7 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	s, err := newServer(ctx, cfg, time.Now, log, func(err error) {
 		once.Do(func() {
 			lines.Close()
-			fmt.Fprintln(stderr, "APP_STORE:", err)
+			fmt.Fprintln(stderr, err)
 			os.Exit(1)
 		})
 	})
@@ -95,8 +95,8 @@ func newLogger(format string, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, nil))
 }
 
-// newServer builds a server, opens its store and creates the admin. fatal ends the process when the
-// store fails.
+// newServer builds a server, opens its store and creates the admin. fatal ends the process with an error
+// that occurs later.
 func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.Logger, fatal func(error)) (
 	*server, error) {
 	logKey, err := hkdf.Key(sha256.New, []byte(cfg.jwtSecret.reveal()), nil, "jwt-auth-api log", sha256.Size)
@@ -134,7 +134,13 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 		}
 	case cfg.storeURLs != nil:
 		etcd := etcd.Config{URLs: cfg.storeURLs, User: cfg.storeUser, Password: cfg.storePassword.reveal, Warn: log.Warn}
-		loaded := func(ctx context.Context) error { return s.createAdmin(ctx, cfg) }
+		loaded := func(ctx context.Context) error {
+			err := s.createAdmin(ctx, cfg)
+			if errors.Is(err, errEmailTaken) {
+				fatal(err)
+			}
+			return err
+		}
 		openEtcd(ctx, s.users, etcd, cfg.storePrefix, log, loaded)
 		return s, nil
 	}
@@ -146,7 +152,7 @@ func (s *server) createAdmin(ctx context.Context, cfg config) error {
 	if cfg.adminEmail == "" || s.users.hasAdmin() {
 		return nil
 	}
-	admin := user{id: "admin-0", email: cfg.adminEmail, name: "Admin", scopes: []string{"me", "admin"}}
+	admin := user{ID: "admin-0", Email: cfg.adminEmail, Name: "Admin", Scopes: []string{"me", "admin"}}
 	admin.hash = s.passwords.hash(cfg.adminPassword.reveal())
 	debug.FreeOSMemory()                                                   // The next hash may be hours away: return the memory of this one.
 	if err := s.users.add(ctx, admin); err != nil && !s.users.hasAdmin() { // Another replica may be faster.

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -68,7 +69,7 @@ func openFile(path string, s *users, warn func(string, ...any), fatal func(error
 			return err
 		}
 		for _, r := range records {
-			u, err := r.user()
+			u, err := r.record()
 			if err != nil {
 				return err
 			}
@@ -104,10 +105,10 @@ const noWaitDelay = 10 * time.Millisecond
 // commit applies a change before it is on the disk: a client may see it early, but its own request is
 // not acknowledged before. A change with noWait is acknowledged at once.
 func (f *fileStore) commit(_ context.Context, c change) error {
-	if c.user.deleted {
-		c.user = user{id: c.user.id, deleted: true}
+	if c.user.Deleted {
+		c.user = user{ID: c.user.ID, Deleted: true}
 	}
-	c.user.version = c.base + 1
+	c.user.Version = c.base + 1
 	record := encodeUser(c.user)
 	f.mu.Lock()
 	if err := f.accept(c); err != nil {
@@ -118,7 +119,7 @@ func (f *fileStore) commit(_ context.Context, c change) error {
 	f.mu.Unlock()
 	wait := func() {
 		if err := f.journal.Wait(batch); err != nil {
-			f.fatal(err)
+			f.fatal(prefixed("APP_STORE", err))
 		}
 	}
 	if c.noWait {
@@ -135,14 +136,14 @@ const (
 	storeTimeout = 8 * time.Second        // of a call, with all of its tries
 	heartbeat    = 500 * time.Millisecond // between two heartbeats
 	maxSilence   = 3 * heartbeat          // of a watch; bounds how late a logout is effective after a fault
-	maxStaleness = 10 * time.Second       // without a heartbeat
+	maxStaleness = 10 * time.Second       // age of the last heartbeat seen
 )
 
 // An etcdStore shares the records with other replicas through etcd. It watches their changes, so that
 // the maps follow. Keys begin with a prefix: u/ID holds a record, a/EMAIL KEY the id of its user.
 //
-// Each replica also changes b/REPLICA twice a second. Events are in order, so when it sees its own
-// change, it has seen all changes before.
+// Each replica also writes the time to b/REPLICA twice a second. Changes are seen in order, so when a
+// replica sees its own heartbeat, it has seen all changes before.
 type etcdStore struct {
 	*users
 	config  etcd.Config
@@ -151,22 +152,22 @@ type etcdStore struct {
 	replica string // key of the heartbeat
 	log     *slog.Logger
 	stop    context.CancelFunc
-	seen    atomic.Int64 // when the last heartbeat was seen, in nanoseconds since the epoch
+	beating sync.WaitGroup
+	seen    atomic.Int64 // time of the last heartbeat seen, in nanoseconds since the epoch
 }
 
 // openEtcd makes an etcdStore the store of s, and begins to load the records. It calls loaded when it
-// has, each time.
+// has, each time. The store works until it is closed, also if ctx is done.
 func openEtcd(ctx context.Context, s *users, cfg etcd.Config, prefix string, log *slog.Logger,
 	loaded func(context.Context) error) {
 	e := &etcdStore{users: s, config: cfg, prefix: prefix, replica: prefix + "b/" + newUUID(), log: log}
 	e.client.Store(etcd.New(cfg))
 	s.store = e
-	ctx, e.stop = context.WithCancel(ctx)
-	go e.beat(ctx)
+	ctx, e.stop = context.WithCancel(context.WithoutCancel(ctx))
+	e.beating.Go(func() { e.beat(ctx) })
 	go func() {
-		var err error
 		for ctx.Err() == nil {
-			if err = e.follow(ctx, loaded, errors.Is(err, etcd.ErrCluster)); ctx.Err() == nil {
+			if err := e.follow(ctx, loaded); ctx.Err() == nil {
 				log.Warn("records are loaded again", "reason", err)
 				sleep(ctx, heartbeat)
 			}
@@ -181,48 +182,35 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// follow loads the records, and applies changes until that is no longer possible. In a new cluster, the
-// revisions have begun again.
-func (e *etcdStore) follow(ctx context.Context, loaded func(context.Context) error, newCluster bool) error {
-	client := etcd.New(e.config)
-	e.client.Store(client)
-	revision, err := e.load(ctx, client, newCluster)
-	if err != nil && newCluster {
-		return fmt.Errorf("%w: %w", etcd.ErrCluster, err) // The maps still have the old records.
-	} else if err != nil {
+// follow loads the records, and applies changes until that is no longer possible.
+func (e *etcdStore) follow(ctx context.Context, loaded func(context.Context) error) error {
+	client, begun := etcd.New(e.config), time.Now()
+	revision, err := e.load(ctx, client)
+	if err == nil {
+		err = loaded(ctx)
+	}
+	if err != nil {
 		return err
 	}
-	if err := loaded(ctx); err != nil {
-		return err
-	}
-	e.seen.Store(time.Now().UnixNano())
+	e.seen.Store(begun.UnixNano())
 	begin, end := etcd.Prefix(e.prefix)
-	next := revision + 1
-	for ctx.Err() == nil && !errors.Is(err, etcd.ErrCompacted) && !errors.Is(err, etcd.ErrCluster) {
-		next, err = client.Watch(ctx, begin, end, next, maxSilence, e.changed)
-		sleep(ctx, 100*time.Millisecond)
-	}
-	return err
+	return client.Watch(ctx, begin, end, revision+1, maxSilence, e.changed)
 }
 
-// load replaces the maps by the records at the current revision, which it returns. It reads them by the
-// first two digits of the ids, because etcd scans all keys for a limit.
-func (e *etcdStore) load(ctx context.Context, client *etcd.Client, newCluster bool) (int64, error) {
+// load replaces the maps by the records at the current revision, which it returns, and the client. It
+// reads the records by the first two digits of the ids, because etcd scans all keys for a limit.
+func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error) {
 	_, revision, err := client.Range(ctx, e.replica, "", 0)
 	if err != nil {
 		return 0, err
 	}
-	type created struct {
-		user
-		revision int64
-	}
-	var loaded []created
 	begin, end := etcd.Prefix(e.prefix + "u/")
 	bounds := []string{begin}
 	for i := range 256 {
 		bounds = append(bounds, fmt.Sprintf("%s%02x", begin, i))
 	}
 	bounds = append(bounds, end)
+	var loaded []user
 	for i := range len(bounds) - 1 {
 		kvs, _, err := client.Range(ctx, bounds[i], bounds[i+1], revision)
 		if err != nil {
@@ -233,46 +221,49 @@ func (e *etcdStore) load(ctx context.Context, client *etcd.Client, newCluster bo
 			if err != nil {
 				return 0, err
 			}
-			loaded = append(loaded, created{u, kv.CreateRevision})
+			loaded = append(loaded, u)
 		}
 	}
-	slices.SortFunc(loaded, func(a, b created) int { return cmp.Compare(a.revision, b.revision) })
+	slices.SortFunc(loaded, func(a, b user) int { return cmp.Compare(a.place, b.place) })
 	fresh := newUsers()
 	for _, u := range loaded {
-		fresh.apply(u.user)
+		fresh.apply(u)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for _, u := range e.records {
-		if u.version > revision && !newCluster { // changed while the records were read
+	for _, u := range e.records { // changed while the records were read, unless in another cluster
+		if u.Version > revision && client.Cluster() == e.client.Load().Cluster() {
 			fresh.apply(*u)
 		}
 	}
 	e.records, e.ids, e.emails = fresh.records, fresh.ids, fresh.emails
+	e.client.Store(client)
 	return revision, nil
 }
 
 // decode returns the record in the value of a key, or a deleted one if the key is deleted.
 func (e *etcdStore) decode(kv etcd.KV) (user, error) {
-	id := strings.TrimPrefix(string(kv.Key), e.prefix+"u/")
 	if kv.Version == 0 {
-		return user{id: id, deleted: true, version: kv.ModRevision}, nil
+		id := strings.TrimPrefix(string(kv.Key), e.prefix+"u/")
+		return user{ID: id, Deleted: true, Version: kv.ModRevision}, nil
 	}
-	u, err := decodeUser(kv.Value)
-	if err != nil {
-		return user{}, fmt.Errorf("key %s: %w", kv.Key, err)
+	var r storedUser
+	err := json.Unmarshal(kv.Value, &r)
+	if err == nil {
+		r.user, err = r.record()
 	}
-	u.version = kv.ModRevision
-	return u, nil
+	r.Version, r.place = kv.ModRevision, kv.CreateRevision
+	return r.user, prefixed("key "+string(kv.Key), err)
 }
 
 // changed applies changes that the watch reports.
 func (e *etcdStore) changed(kvs []etcd.KV) {
 	for _, kv := range kvs {
-		if string(kv.Key) == e.replica {
-			e.seen.Store(time.Now().UnixNano())
+		key := string(kv.Key)
+		if at, err := time.Parse(time.RFC3339Nano, string(kv.Value)); err == nil && key == e.replica {
+			e.seen.Store(at.UnixNano())
 		}
-		if !strings.HasPrefix(string(kv.Key), e.prefix+"u/") {
+		if !strings.HasPrefix(key, e.prefix+"u/") {
 			continue
 		}
 		if err := e.applyKV(kv); err != nil {
@@ -293,26 +284,18 @@ func (e *etcdStore) applyKV(kv etcd.KV) error {
 	return nil
 }
 
-// beat changes the key of the replica until ctx is done.
+// beat writes heartbeats until ctx is done, and then deletes the key.
 func (e *etcdStore) beat(ctx context.Context) {
-	revision := int64(0)
+	txn := etcd.Txn{Compare: map[string]int64{e.prefix + "b/": 0}} // a key that never exists
 	for ctx.Err() == nil {
-		next, current, err := e.client.Load().Commit(ctx, etcd.Txn{
-			Compare: map[string]int64{e.replica: revision},
-			Put:     map[string][]byte{e.replica: []byte(time.Now().UTC().Format(time.RFC3339))},
-		})
-		switch {
-		case err == nil:
-			revision = next
-			sleep(ctx, heartbeat)
-		case !errors.Is(err, etcd.ErrConflict):
-			sleep(ctx, heartbeat)
-		case len(current) > 0:
-			revision = current[0].ModRevision
-		default:
-			revision = 0
-		}
+		txn.Put = map[string][]byte{e.replica: []byte(time.Now().UTC().Format(time.RFC3339Nano))}
+		e.client.Load().Commit(ctx, txn) // A failure is seen as a missing heartbeat.
+		sleep(ctx, heartbeat)
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	txn.Put, txn.Delete = nil, []string{e.replica}
+	e.client.Load().Commit(ctx, txn)
 }
 
 // commit makes a change with one transaction, which etcd makes only if the keys are at the revisions
@@ -320,13 +303,12 @@ func (e *etcdStore) beat(ctx context.Context) {
 func (e *etcdStore) commit(ctx context.Context, c change) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	key, owner := e.prefix+"u/"+c.user.id, e.prefix+"a/"+email.Key(c.user.email)
-	c.user.version = 0 // The revision of the key is the version.
-	record := encodeUser(c.user)
-	txn := etcd.Txn{Compare: map[string]int64{key: c.base}, Put: map[string][]byte{key: record}}
+	key, owner := e.prefix+"u/"+c.user.ID, e.prefix+"a/"+email.Key(c.user.Email)
+	c.user.Version = 0 // The revision of the key is the version.
+	txn := etcd.Txn{Compare: map[string]int64{key: c.base}, Put: map[string][]byte{key: encodeUser(c.user)}}
 	if c.base == 0 {
-		txn.Compare[owner], txn.Put[owner] = 0, []byte(c.user.id)
-	} else if c.user.deleted {
+		txn.Compare[owner], txn.Put[owner] = 0, []byte(c.user.ID)
+	} else if c.user.Deleted {
 		txn.Put, txn.Delete = nil, []string{key, owner}
 	}
 	e.mu.RLock()
@@ -335,52 +317,41 @@ func (e *etcdStore) commit(ctx context.Context, c change) error {
 	if err != nil {
 		return err
 	}
-	if other.id != "" {
-		txn.Compare[e.prefix+"u/"+other.id] = other.version
+	if other.ID != "" {
+		txn.Compare[e.prefix+"u/"+other.ID] = other.Version
 	}
-	revision, current, err := e.client.Load().Commit(ctx, txn)
-	if err != nil && !errors.Is(err, etcd.ErrConflict) {
+	revision, err := e.client.Load().Commit(ctx, txn)
+	if errors.Is(err, etcd.ErrConflict) {
+		return e.conflict(ctx, c, other.ID)
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", errUnavailable, err)
 	}
-	if err == nil {
-		c.user.version = revision
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		e.apply(c.user)
-		return nil
+	c.user.Version, c.user.place = revision, cmp.Or(c.user.place, revision)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.apply(c.user)
+	return nil
+}
+
+// conflict applies the current records of a change and its witness, and returns why the change was not
+// made. It returns nil if an earlier try made it, whose response was lost.
+func (e *etcdStore) conflict(ctx context.Context, c change, witness string) error {
+	for _, id := range []string{c.user.ID, cmp.Or(witness, c.user.ID)} {
+		if err := e.fetch(ctx, id, ""); err != nil {
+			return err
+		}
 	}
-	found, err := e.applyCurrent(txn, current, owner, revision)
+	current, err := e.lookup(c.user.ID, "")
+	current.Version = 0
 	switch {
-	case err != nil:
-		return err
-	case bytes.Equal(found[key], record), c.user.deleted && found[key] == nil,
-		c.base == 0 && string(found[owner]) == c.user.id: // made by an earlier try, whose response was lost
+	case bytes.Equal(encodeUser(current), encodeUser(c.user)), c.user.Deleted && err != nil,
+		c.base == 0 && current.Email == c.user.Email: // changed since
 		return nil
-	case c.base == 0 && found[owner] != nil:
+	case c.base == 0:
 		return errEmailTaken
 	}
 	return errConflict
-}
-
-// applyCurrent applies the current records of the keys that a transaction compared, and returns their
-// values.
-func (e *etcdStore) applyCurrent(txn etcd.Txn, current []etcd.KV, owner string, revision int64) (
-	map[string][]byte, error) {
-	found := map[string][]byte{}
-	for _, kv := range current {
-		if found[string(kv.Key)] = kv.Value; string(kv.Key) == owner {
-			continue
-		}
-		if err := e.applyKV(kv); err != nil {
-			return nil, err
-		}
-	}
-	for key, base := range txn.Compare {
-		if base != 0 && found[key] == nil {
-			e.applyKV(etcd.KV{Key: []byte(key), ModRevision: revision}) // deleted
-		}
-	}
-	return found, nil
 }
 
 func (e *etcdStore) fetch(ctx context.Context, id, key string) error {
@@ -402,11 +373,12 @@ func (e *etcdStore) fetch(ctx context.Context, id, key string) error {
 		return e.applyKV(kvs[0])
 	}
 	if _, err := e.lookup(id, ""); err == nil {
-		e.applyKV(etcd.KV{Key: []byte(e.prefix + "u/" + id), ModRevision: revision}) // deleted
+		return e.applyKV(etcd.KV{Key: []byte(e.prefix + "u/" + id), ModRevision: revision}) // deleted
 	}
 	return nil
 }
 
+// unavailable returns an error of etcd as errUnavailable.
 func unavailable(err error) error {
 	if err == nil {
 		return nil
@@ -423,68 +395,31 @@ func (e *etcdStore) check() error {
 
 func (e *etcdStore) close() error {
 	e.stop()
+	e.beating.Wait()
 	return nil
 }
 
 // storedFormat is the version of storedUser. A change that older versions would misread raises it.
 const storedFormat = 1
 
-// A storedUser is a user as stores keep it. A user itself is no JSON type: its hash would be ********.
+// A storedUser is a user as stores keep it: the hash of a user itself would be ********.
 type storedUser struct {
-	Format   int             `json:"v"`
-	ID       string          `json:"id"`
-	Email    string          `json:"email,omitempty"`
-	Name     string          `json:"name,omitempty"`
-	Scopes   []string        `json:"scopes"`
-	Hash     string          `json:"hash,omitempty"`
-	Disabled bool            `json:"disabled,omitempty"`
-	Deleted  bool            `json:"deleted,omitempty"`
-	Since    int64           `json:"since,omitempty"`
-	Sessions []storedSession `json:"sessions,omitempty"`
-	Version  int64           `json:"version"`
-}
-
-type storedSession struct {
-	ID        string `json:"id"`
-	UserAgent string `json:"user_agent,omitempty"`
-	Gen       int64  `json:"gen"`
-	Created   int64  `json:"created"`
-	Rotated   int64  `json:"rotated"`
-	Forgiven  int64  `json:"forgiven,omitempty"`
-	Expires   int64  `json:"expires"`
-	Adopted   bool   `json:"adopted,omitempty"`
+	Format int `json:"v"`
+	user
+	Hash string `json:"hash,omitempty"`
 }
 
 // encodeUser returns the record in JSON.
 func encodeUser(u user) []byte {
-	r := storedUser{storedFormat, u.id, u.email, u.name, u.scopes, u.hash.reveal(), u.disabled, u.deleted, u.since,
-		nil, u.version}
-	for _, s := range u.sessions {
-		r.Sessions = append(r.Sessions,
-			storedSession{s.id, s.userAgent, s.gen, s.created, s.rotated, s.forgiven, s.expires, s.adopted})
-	}
-	encoded, _ := json.Marshal(r) // never fails
+	encoded, _ := json.Marshal(storedUser{storedFormat, u, u.hash.reveal()}) // never fails
 	return encoded
 }
 
-// user returns the record. It returns an error if a newer version of the program wrote it.
-func (r storedUser) user() (user, error) {
+// record returns the user. It returns an error if a newer version of the program wrote it.
+func (r storedUser) record() (user, error) {
 	if r.Format != storedFormat {
 		return user{}, fmt.Errorf("record of user %s has format %d, this program knows %d", r.ID, r.Format, storedFormat)
 	}
-	u := user{r.ID, r.Email, r.Name, r.Scopes, newSecret(r.Hash), r.Disabled, r.Deleted, r.Since, nil, r.Version}
-	for _, s := range r.Sessions {
-		u.sessions = append(u.sessions,
-			session{s.ID, s.UserAgent, s.Gen, s.Created, s.Rotated, s.Forgiven, s.Expires, s.Adopted})
-	}
-	return u, nil
-}
-
-// decodeUser is the inverse of encodeUser.
-func decodeUser(encoded []byte) (user, error) {
-	var r storedUser
-	if err := json.Unmarshal(encoded, &r); err != nil {
-		return user{}, err
-	}
-	return r.user()
+	r.user.hash = newSecret(r.Hash)
+	return r.user, nil
 }

@@ -20,6 +20,7 @@ import (
 // startReplica returns a server with a store in etcd, once it has loaded the records.
 func startReplica(t testing.TB, etcd *etcdtest.Server, settings ...string) *liveServer {
 	s := startServer(t, append(settings, "APP_STORE=etcd:"+etcd.URL)...)
+	t.Cleanup(func() { s.users.store.close() })
 	await(t, "the records", func() bool { return s.users.store.check() == nil })
 	return s
 }
@@ -58,40 +59,40 @@ func TestReplicas(t *testing.T) {
 	equal(t, "a logout", status(b, "POST /auth/logout", token), 204)
 	equal(t, "a logout that is not seen", status(a, "GET /me", token), 200)
 
-	later := user{id: newUUID(), email: "later@example.com", name: "Later", scopes: []string{"me", "admin"}}
+	later := user{ID: newUUID(), Email: "later@example.com", Name: "Later", Scopes: []string{"me", "admin"}}
 	equal(t, "a user", a.users.add(t.Context(), later), nil)
-	equal(t, "a user of the other", status(b, "GET /admin/users/"+later.id, admin), 200)
-	equal(t, "a taken email", b.users.add(t.Context(), user{id: "x", email: "LATER@example.com"}), error(errEmailTaken))
-	equal(t, "a taken id", b.users.add(t.Context(), user{id: later.id, email: "x@example.com"}), errConflict)
+	equal(t, "a user of the other", status(b, "GET /admin/users/"+later.ID, admin), 200)
+	equal(t, "a taken email", b.users.add(t.Context(), user{ID: "x", Email: "LATER@example.com"}), error(errEmailTaken))
+	equal(t, "a taken id", b.users.add(t.Context(), user{ID: later.ID, Email: "x@example.com"}), error(errEmailTaken))
 	u, err := b.users.byEmail(t.Context(), "LATER@example.com")
-	equal(t, "the owner", fmt.Sprint(u.id, err), later.id+"<nil>")
+	equal(t, "the owner", fmt.Sprint(u.ID, err), later.ID+"<nil>")
 
 	calls := 0
-	mustUpdate(t, a.server, "id 1", func(u *user) { u.name = "a" })
-	u = mustUpdate(t, b.server, "id 1", func(u *user) { u.name += "b"; calls++ })
-	equal(t, "a conflict", fmt.Sprint(u.name, calls), "ab2")
+	mustUpdate(t, a.server, "id 1", func(u *user) { u.Name = "a" })
+	u = mustUpdate(t, b.server, "id 1", func(u *user) { u.Name += "b"; calls++ })
+	equal(t, "a conflict", fmt.Sprint(u.Name, calls), "ab2")
 
-	remove := func(u *user) error { u.deleted = true; return nil }
-	mustUpdate(t, a.server, "id 2", func(u *user) { u.deleted = true })
-	_, err = b.users.update(t.Context(), "id 2", func(u *user) error { u.name = "b"; return nil })
+	remove := func(u *user) error { u.Deleted = true; return nil }
+	mustUpdate(t, a.server, "id 2", func(u *user) { u.Deleted = true })
+	_, err = b.users.update(t.Context(), "id 2", func(u *user) error { u.Name = "b"; return nil })
 	equal(t, "a deleted user", err, error(errUnknownUser))
-	equal(t, "a free email", b.users.add(t.Context(), user{id: "again", email: "2@example.com"}), nil)
+	equal(t, "a free email", b.users.add(t.Context(), user{ID: "again", Email: "2@example.com"}), nil)
 	u, err = a.users.byEmail(t.Context(), "2@example.com")
-	equal(t, "its new owner", fmt.Sprint(u.id, err), "again<nil>")
-	mustUpdate(t, b.server, "again", func(u *user) { u.deleted = true })
+	equal(t, "its new owner", fmt.Sprint(u.ID, err), "again<nil>")
+	mustUpdate(t, b.server, "again", func(u *user) { u.Deleted = true })
 	_, err = a.users.refetch(t.Context(), "again", "")
 	equal(t, "a user deleted elsewhere", err, error(errUnknownUser))
 	_, err = a.users.lookup("", "2@example.com")
 	equal(t, "the email of a user deleted elsewhere", err, error(errUnknownUser))
 
-	_, err = a.users.update(t.Context(), later.id, remove)
+	_, err = a.users.update(t.Context(), later.ID, remove)
 	equal(t, "an admin", err, nil)
 	_, err = b.users.update(t.Context(), "admin-0", remove)
 	equal(t, "the last admin, with a witness that is deleted", err, error(errLastAdmin))
 
 	resume()
-	await(t, "logout", func() bool { u, _ := a.users.lookup("id 0", ""); return len(u.sessions) == 0 })
-	await(t, "change", func() bool { u, _ := a.users.lookup("id 1", ""); return u.name == "ab" })
+	await(t, "logout", func() bool { u, _ := a.users.lookup("id 0", ""); return len(u.Sessions) == 0 })
+	await(t, "change", func() bool { u, _ := a.users.lookup("id 1", ""); return u.Name == "ab" })
 	equal(t, "a logout that is seen", status(a, "GET /me", token), 401)
 	equal(t, "records", storedText(t, startReplica(t, etcd).users), storedText(t, a.users))
 }
@@ -110,17 +111,17 @@ func TestLostResponses(t *testing.T) {
 			return lost
 		})
 	}
-	nothing, rename := func() {}, func() { mustUpdate(t, b.server, "u1", func(u *user) { u.name += "b" }) }
+	nothing, rename := func() {}, func() { mustUpdate(t, b.server, "u1", func(u *user) { u.Name += "b" }) }
 	for _, meanwhile := range []func(){nothing, rename} {
-		u, calls := user{id: "u1", email: "u1@example.com"}, 0
+		u, calls := user{ID: "u1", Email: "u1@example.com"}, 0
 		lose("a/", meanwhile)
 		equal(t, "a new user", a.users.add(t.Context(), u), nil)
 		lose("u/", meanwhile)
-		mustUpdate(t, a.server, "u1", func(u *user) { u.name += "a"; calls++ })
+		mustUpdate(t, a.server, "u1", func(u *user) { u.Name += "a"; calls++ })
 		u, _ = a.users.lookup("u1", "")
-		equal(t, "changes", fmt.Sprint(u.name, calls), map[bool]string{true: "a1", false: "baba2"}[u.name == "a"])
+		equal(t, "changes", fmt.Sprint(u.Name, calls), map[bool]string{true: "a1", false: "baba2"}[u.Name == "a"])
 		lose("u/", nothing)
-		mustUpdate(t, a.server, "u1", func(u *user) { u.deleted = true })
+		mustUpdate(t, a.server, "u1", func(u *user) { u.Deleted = true })
 		_, err := a.users.lookup("u1", "")
 		equal(t, "a deleted user", err, error(errUnknownUser))
 	}
@@ -153,31 +154,33 @@ func TestReload(t *testing.T) {
 	await(t, "record", func() bool { _, err := b.users.lookup("u9", ""); return err == nil })
 
 	equal(t, "close", a.users.store.close(), nil) // Only b loads again.
+	kvs, _, err := b.users.store.(*etcdStore).client.Load().Range(t.Context(), "jwt-auth-api/b/", "jwt-auth-api/b0", 0)
+	equal(t, "keys of heartbeats", fmt.Sprint(len(kvs), err), "1 <nil>")
 	unwatched(etcd)
-	mustUpdate(t, a.server, "id 1", func(u *user) { u.deleted = true })
-	mustUpdate(t, a.server, "id 0", func(u *user) { u.name = "a" })
+	mustUpdate(t, a.server, "id 1", func(u *user) { u.Deleted = true })
+	mustUpdate(t, a.server, "id 0", func(u *user) { u.Name = "a" })
 	etcd.Compact()
 	once := sync.Once{}
 	etcd.Fault(func(call string, _ bool) bool {
 		if call == "range jwt-auth-api/u/80" {
 			once.Do(func() {
-				mustUpdate(t, a.server, "id 2", func(u *user) { u.name = "a" }) // the first change that the watch reports
-				b.users.add(t.Context(), user{id: "00", email: "00@example.com"})
+				mustUpdate(t, a.server, "id 2", func(u *user) { u.Name = "a" }) // the first change that the watch reports
+				b.users.add(t.Context(), user{ID: "00", Email: "00@example.com"})
 				etcd.Fault(func(call string, _ bool) bool { return !strings.HasPrefix(call, "range") })
 			})
 		}
 		return strings.Contains(call, "jwt-auth-api/b/") && strings.HasPrefix(call, "txn")
 	})
 	await(t, "log", logged(`records are loaded again" reason="etcd at `+etcd.URL+`: revision compacted"`))
-	await(t, "new name", func() bool { u, _ := b.users.lookup("id 0", ""); return u.name == "a" })
+	await(t, "new name", func() bool { u, _ := b.users.lookup("id 0", ""); return u.Name == "a" })
 	list, _ := b.users.after(t.Context(), "", 9)
 	equal(t, "users", userIDs(list), "admin-0 id 0 id 2 u9 00")
 	etcd.Fault(nil)
-	await(t, "change during the load", func() bool { u, _ := b.users.lookup("id 2", ""); return u.name == "a" })
+	await(t, "change during the load", func() bool { u, _ := b.users.lookup("id 2", ""); return u.Name == "a" })
 
 	etcd.Replace()
 	etcd.Put("jwt-auth-api/u/u9", `{"v":2,"id":"u9"}`)
-	await(t, "log", logged(`records are loaded again" reason="cluster replaced: key jwt-auth-api/u/u9: record of user `))
+	await(t, "log", logged(`records are loaded again" reason="key jwt-auth-api/u/u9: record of user `))
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
 	await(t, "admin", func() bool { list, _ = b.users.after(t.Context(), "", 9); return len(list) == 2 })
 	equal(t, "users of a new cluster", userIDs(list), "u9 admin-0")
@@ -189,7 +192,8 @@ func TestEtcdDown(t *testing.T) {
 	etcd := etcdtest.New(t)
 	etcd.Fault(func(string, bool) bool { return true })
 	s := startServer(t, "APP_STORE=etcd:"+etcd.URL)
-	token := s.tokens.issuePair(user{id: "admin-0", scopes: []string{"admin"}}, session{id: "s", expires: math.MaxInt32}, "")
+	defer func() { s.users.store.close() }()
+	token := s.tokens.issuePair(user{ID: "admin-0", Scopes: []string{"admin"}}, session{ID: "s", Expires: math.MaxInt32}, "")
 	for request, body := range map[string]string{"GET /healthz": "", "GET /me": "", "GET /admin/users": "",
 		"POST /auth/register": registerBody, "POST /auth/login": `{"username":"u","password":"p"}`,
 		"POST /auth/refresh": `{"refresh_token":"` + token.RefreshToken + `"}`} {
@@ -230,7 +234,7 @@ func TestBrokenStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	begun := newSession("s1", "", s.now(), time.Hour)
-	s.users.update(t.Context(), admin.id, func(u *user) error { u.begin(begun, begun.created); return nil })
+	s.users.update(t.Context(), admin.ID, func(u *user) error { u.begin(begun, begun.Created); return nil })
 	pair := s.tokens.issuePair(admin, begun, "")
 	s.users.store = brokenStore{s.users.store}
 	const admins = "username=admin@example.com&password="

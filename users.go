@@ -25,8 +25,8 @@ const (
 	errLastAdmin   apiError = "the last admin"
 )
 
-// A secret is a string that fmt, log/slog and encoding/json print as ********. It holds a pointer because fmt prints unexported fields without calling their
-// methods.
+// A secret is a string that fmt, log/slog and encoding/json print as ********. It holds a pointer
+// because fmt prints unexported fields without calling their methods.
 type secret struct {
 	value *string
 }
@@ -47,18 +47,19 @@ func (s secret) Format(f fmt.State, _ rune)   { io.WriteString(f, redacted) }
 func (s secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // A user is the record of one account. Its slices are never modified in place, so copies may share
-// them. Times are in seconds since the epoch.
+// them. Times are in seconds since the epoch. Stores keep the exported fields and the hash.
 type user struct {
-	id       string
-	email    string // as email.Parse returns it
-	name     string
-	scopes   []string
-	hash     secret // PHC string
-	disabled bool
-	deleted  bool      // the record only keeps the place in the order of registration
-	since    int64     // tokens without a session issued up to then are invalid; 0: none
-	sessions []session // in the order in which they began
-	version  int64     // of the record, from 1; 0: not stored yet
+	ID       string    `json:"id"`
+	Email    string    `json:"email,omitempty"` // as email.Parse returns it
+	Name     string    `json:"name,omitempty"`
+	Scopes   []string  `json:"scopes"`
+	Disabled bool      `json:"disabled,omitempty"`
+	Deleted  bool      `json:"deleted,omitempty"`  // the record only keeps the place in the order of registration
+	Since    int64     `json:"since,omitempty"`    // tokens without a session issued up to then are invalid; 0: none
+	Sessions []session `json:"sessions,omitempty"` // in the order in which they began
+	Version  int64     `json:"version"`            // of the record, from 1; 0: not stored yet
+	hash     secret    // PHC string
+	place    int64     // in the order of registration among those of other replicas; 0: the order of apply
 }
 
 // maxSessions bounds the sessions of a user.
@@ -66,14 +67,14 @@ const maxSessions = 20
 
 // A session is the record of one login. It holds no token.
 type session struct {
-	id        string
-	userAgent string
-	gen       int64 // generation of the latest refresh token
-	created   int64
-	rotated   int64 // when gen last changed
-	forgiven  int64 // when a late retry was last forgiven; 0: never
-	expires   int64
-	adopted   bool // began with a refresh token of the original, whose jti is the id
+	ID        string `json:"id"`
+	UserAgent string `json:"user_agent,omitempty"`
+	Gen       int64  `json:"gen"` // generation of the latest refresh token
+	Created   int64  `json:"created"`
+	Rotated   int64  `json:"rotated"`            // when Gen last changed
+	Forgiven  int64  `json:"forgiven,omitempty"` // when a late retry was last forgiven; 0: never
+	Expires   int64  `json:"expires"`
+	Adopted   bool   `json:"adopted,omitempty"` // began with a refresh token of the original, whose jti is the id
 }
 
 // maxUserAgent bounds the User-Agent that a session keeps, in code points.
@@ -83,51 +84,51 @@ const maxUserAgent = 200
 func newSession(id, userAgent string, now time.Time, ttl time.Duration) session {
 	agent := []rune(strings.ToValidUTF8(userAgent, "\uFFFD"))
 	return session{
-		id:        id,
-		userAgent: string(agent[:min(len(agent), maxUserAgent)]),
-		created:   now.Unix(),
-		rotated:   now.Unix(),
-		expires:   now.Add(ttl).Unix(),
+		ID:        id,
+		UserAgent: string(agent[:min(len(agent), maxUserAgent)]),
+		Created:   now.Unix(),
+		Rotated:   now.Unix(),
+		Expires:   now.Add(ttl).Unix(),
 	}
 }
 
 // lastUsed returns the time of the last login or refresh.
-func (s session) lastUsed() int64 { return max(s.created, s.rotated, s.forgiven) }
+func (s session) lastUsed() int64 { return max(s.Created, s.Rotated, s.Forgiven) }
 
 // find returns the index of the unexpired session with an id, or -1.
 func (u *user) find(id string, now int64) int {
-	return slices.IndexFunc(u.sessions, func(s session) bool { return s.id == id && s.expires > now })
+	return slices.IndexFunc(u.Sessions, func(s session) bool { return s.ID == id && s.Expires > now })
 }
 
 // begin adds a session, unless it has begun. If there are too many, it ends the least recently used
 // one.
 func (u *user) begin(s session, now int64) {
 	u.end(now, func(session) bool { return false })
-	if u.find(s.id, now) >= 0 {
+	if u.find(s.ID, now) >= 0 {
 		return
 	}
-	if len(u.sessions) >= maxSessions {
-		oldest := slices.MinFunc(u.sessions, func(a, b session) int { return cmp.Compare(a.lastUsed(), b.lastUsed()) })
-		u.end(now, func(s session) bool { return s.id == oldest.id })
+	if len(u.Sessions) >= maxSessions {
+		oldest := slices.MinFunc(u.Sessions, func(a, b session) int { return cmp.Compare(a.lastUsed(), b.lastUsed()) })
+		u.end(now, func(s session) bool { return s.ID == oldest.ID })
 	}
-	u.sessions = append(u.sessions, s)
+	u.Sessions = append(u.Sessions, s)
 }
 
 // end removes the sessions that match, and those that have expired. If a matching one began with a
 // token of the original, since becomes now, so that the token does not begin it again.
 func (u *user) end(now int64, match func(session) bool) {
-	u.sessions = slices.DeleteFunc(slices.Clone(u.sessions), func(s session) bool {
-		ends := s.expires > now && match(s)
-		if ends && s.adopted {
-			u.since = now
+	u.Sessions = slices.DeleteFunc(slices.Clone(u.Sessions), func(s session) bool {
+		ends := s.Expires > now && match(s)
+		if ends && s.Adopted {
+			u.Since = now
 		}
-		return ends || s.expires <= now
+		return ends || s.Expires <= now
 	})
 }
 
 // endAll ends all sessions, and makes the tokens without a session invalid.
 func (u *user) endAll(now int64) {
-	u.since, u.sessions = now, nil
+	u.Since, u.Sessions = now, nil
 }
 
 // accepts reports whether the record allows a valid token: its session exists or, if it is a token of
@@ -136,7 +137,7 @@ func (u *user) accepts(c claims, now int64) bool {
 	if u.find(c.sessionID(), now) >= 0 {
 		return true
 	}
-	return c.session == "" && !u.disabled && (u.since == 0 || c.issuedAt > float64(u.since))
+	return c.session == "" && !u.Disabled && (u.Since == 0 || c.issuedAt > float64(u.Since))
 }
 
 // edit copies fields from another record. A new password or disabled ends all sessions.
@@ -144,23 +145,23 @@ func (u *user) edit(from user, fields []string, now int64) {
 	for _, field := range fields {
 		switch field {
 		case "name":
-			u.name = from.name
+			u.Name = from.Name
 		case "scopes":
-			u.scopes = from.scopes
+			u.Scopes = from.Scopes
 		case "disabled":
-			u.disabled = from.disabled
+			u.Disabled = from.Disabled
 		case "password":
 			u.hash = from.hash
 		}
 	}
-	if u.disabled || slices.Contains(fields, "password") {
+	if u.Disabled || slices.Contains(fields, "password") {
 		u.endAll(now)
 	}
 }
 
 // isAdmin reports whether u counts as one of the admins.
 func (u *user) isAdmin() bool {
-	return !u.deleted && !u.disabled && slices.Contains(u.scopes, "admin")
+	return !u.Deleted && !u.Disabled && slices.Contains(u.Scopes, "admin")
 }
 
 // Bounds of the retries of a refresh, in seconds.
@@ -182,14 +183,14 @@ const (
 // judge returns the verdict on a refresh token of generation gen. A generation ahead of the session's
 // means that the last write was lost.
 func (s session) judge(gen, now int64) verdict {
-	switch behind := s.gen - gen; {
+	switch behind := s.Gen - gen; {
 	case behind <= 0:
 		return rotate
 	case behind > 1:
 		return reuse
-	case now-max(s.rotated, s.forgiven) <= retryWindow:
+	case now-max(s.Rotated, s.Forgiven) <= retryWindow:
 		return retry
-	case s.forgiven == 0 || now-s.forgiven > forgiveInterval:
+	case s.Forgiven == 0 || now-s.Forgiven > forgiveInterval:
 		return forgive
 	}
 	return reuse
@@ -245,7 +246,7 @@ func (s *users) lookup(id, key string) (user, error) {
 	if id == "" {
 		i, ok = s.emails[key]
 	}
-	if !ok || s.records[i].deleted {
+	if !ok || s.records[i].Deleted {
 		return user{}, errUnknownUser
 	}
 	return *s.records[i], nil
@@ -270,7 +271,7 @@ func (s *users) after(ctx context.Context, id string, limit int) ([]user, error)
 		if len(page) == limit {
 			break
 		}
-		if !u.deleted {
+		if !u.Deleted {
 			page = append(page, *u)
 		}
 	}
@@ -281,7 +282,7 @@ func (s *users) after(ctx context.Context, id string, limit int) ([]user, error)
 // called with mu held.
 func (s *users) admin(except string) (user, bool) {
 	for _, u := range s.records {
-		if u.isAdmin() && u.id != except {
+		if u.isAdmin() && u.ID != except {
 			return *u, true
 		}
 	}
@@ -317,7 +318,7 @@ func (s *users) update(ctx context.Context, id string, modify func(*user) error)
 		if err != nil {
 			return user{}, err
 		}
-		c := change{base: u.version}
+		c := change{base: u.Version}
 		switch err := modify(&u); err {
 		case nil, errNoWait:
 			c.user, c.noWait = u, err == errNoWait
@@ -326,7 +327,7 @@ func (s *users) update(ctx context.Context, id string, modify func(*user) error)
 			switch {
 			case fetchErr != nil:
 				return user{}, fetchErr
-			case latest.version != c.base:
+			case latest.Version != c.base:
 				continue
 			case err == errUnchanged:
 				return latest, nil
@@ -351,17 +352,17 @@ type change struct {
 // left, or errConflict if the record has another version. It is called with mu held.
 func (s *users) accept(c change) error {
 	if c.base == 0 {
-		_, idTaken := s.ids[c.user.id]
-		_, emailTaken := s.emails[email.Key(c.user.email)]
+		_, idTaken := s.ids[c.user.ID]
+		_, emailTaken := s.emails[email.Key(c.user.Email)]
 		if idTaken || emailTaken {
 			return errEmailTaken
 		}
-	} else if old := s.records[s.ids[c.user.id]]; old.version != c.base {
+	} else if old := s.records[s.ids[c.user.ID]]; old.Version != c.base {
 		return errConflict
 	} else if _, err := s.witness(c); err != nil {
 		return err
 	}
-	c.user.version = c.base + 1
+	c.user.Version = c.base + 1
 	s.apply(c.user)
 	return nil
 }
@@ -369,11 +370,11 @@ func (s *users) accept(c change) error {
 // witness returns another admin if a change takes one away, or errLastAdmin if there is none. Otherwise
 // it returns the zero user. It is called with mu held.
 func (s *users) witness(c change) (user, error) {
-	i, known := s.ids[c.user.id]
+	i, known := s.ids[c.user.ID]
 	if !known || !s.records[i].isAdmin() || c.user.isAdmin() {
 		return user{}, nil
 	}
-	other, ok := s.admin(c.user.id)
+	other, ok := s.admin(c.user.ID)
 	if !ok {
 		return user{}, errLastAdmin
 	}
@@ -383,23 +384,30 @@ func (s *users) witness(c change) (user, error) {
 // apply replaces a record unless the present one is as new, and reports whether it did. It is the only
 // function that modifies the maps. It is called with mu held.
 func (s *users) apply(u user) bool {
-	i, known := s.ids[u.id]
+	i, known := s.ids[u.ID]
 	if !known {
 		i = len(s.records)
-		s.ids[u.id] = i
-		s.records = append(s.records, &user{})
+		s.records = append(s.records, nil)
+		for ; i > 0 && s.records[i-1].place > u.place; i-- { // registered at another replica, and seen earlier
+			later := s.records[i-1]
+			s.records[i], s.ids[later.ID] = later, i
+			if !later.Deleted {
+				s.emails[email.Key(later.Email)] = i
+			}
+		}
+		s.records[i], s.ids[u.ID] = &user{}, i
 	}
 	old := s.records[i]
-	if u.version <= old.version {
+	if u.Version <= old.Version {
 		return false
 	}
-	if u.deleted {
-		if key := email.Key(old.email); s.emails[key] == i { // otherwise a later user has it
+	if u.Deleted {
+		if key := email.Key(old.Email); s.emails[key] == i { // otherwise a later user has it
 			delete(s.emails, key)
 		}
-		u = user{id: u.id, version: u.version, deleted: true}
+		u = user{ID: u.ID, Version: u.Version, Deleted: true, place: old.place}
 	} else {
-		s.emails[email.Key(u.email)] = i
+		s.emails[email.Key(u.Email)] = i
 	}
 	s.records[i] = &u
 	return true

@@ -7,7 +7,6 @@
 package etcd
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -30,8 +29,9 @@ var (
 	ErrConflict = errors.New("a key has another revision")
 	// ErrCompacted reports that etcd no longer has the revision. The caller must read all keys again.
 	ErrCompacted = errors.New("revision compacted")
-	// ErrCluster reports a response from another cluster than the first response came from. Revisions
-	// of one mean nothing to the other. The caller must read all keys again, with a new Client.
+	// ErrCluster reports a response from another cluster than the first response came from, or from the
+	// same one restored to an earlier revision. Revisions of one mean nothing to the other. The caller
+	// must read all keys again, with a new Client.
 	ErrCluster = errors.New("cluster replaced")
 )
 
@@ -51,6 +51,7 @@ type Client struct {
 	endpoint  atomic.Int64 // number of the endpoint in use, modulo the number of endpoints
 	failing   atomic.Bool  // whether no endpoint has responded since the last warning
 	cluster   atomic.Value // ID of the cluster, a string
+	revision  atomic.Int64 // latest revision seen
 	token     atomic.Value // token of the last login, a string
 	loggingIn sync.Mutex   // held during a login
 }
@@ -93,7 +94,7 @@ func (c *Client) Range(ctx context.Context, begin, end string, revision int64) (
 	if end != "" {
 		timeout = scanTimeout
 	}
-	resp, err := c.call(ctx, timeout, "/v3/kv/range", request{Key: []byte(begin), End: []byte(end),
+	resp, err := c.ask(ctx, timeout, "/v3/kv/range", request{Key: []byte(begin), End: []byte(end),
 		Revision: revision, SortTarget: "CREATE", SortOrder: "ASCEND"})
 	return resp.KVs, resp.Header.Revision, err
 }
@@ -106,20 +107,19 @@ type Txn struct {
 	Delete  []string
 }
 
-// Commit executes t, which must compare a key, and returns its revision. If a comparison fails, it
-// returns [ErrConflict] and the current pairs of the compared keys, without those that do not exist.
+// Commit executes t, which must compare a key, and returns its revision, or [ErrConflict] if a
+// comparison failed.
 //
 // Commit sends t to other endpoints until ctx is done. If a response is lost, the next try may
 // conflict with the first, so after ErrConflict the caller must check whether the current pairs are
 // those of Put. After any other error, t may have been executed, or may be later.
-func (c *Client) Commit(ctx context.Context, t Txn) (revision int64, current []KV, err error) {
+func (c *Client) Commit(ctx context.Context, t Txn) (revision int64, err error) {
 	if len(t.Compare) == 0 {
-		return 0, nil, errors.New("transaction without a comparison")
+		return 0, errors.New("transaction without a comparison")
 	}
 	var req request
 	for _, key := range slices.Sorted(maps.Keys(t.Compare)) {
 		req.Compare = append(req.Compare, request{Target: "MOD", Key: []byte(key), ModRevision: t.Compare[key]})
-		req.Failure = append(req.Failure, request{Range: &request{Key: []byte(key)}})
 	}
 	for _, key := range slices.Sorted(maps.Keys(t.Put)) {
 		req.Success = append(req.Success, request{Put: &request{Key: []byte(key), Value: t.Put[key]}})
@@ -127,44 +127,36 @@ func (c *Client) Commit(ctx context.Context, t Txn) (revision int64, current []K
 	for _, key := range t.Delete {
 		req.Success = append(req.Success, request{Delete: &request{Key: []byte(key)}})
 	}
-	resp, err := c.call(ctx, tryTimeout, "/v3/kv/txn", req)
+	resp, err := c.ask(ctx, tryTimeout, "/v3/kv/txn", req)
 	if err == nil && !resp.Succeeded {
 		err = ErrConflict
 	}
-	for _, r := range resp.Responses {
-		current = append(current, r.Range.KVs...)
-	}
-	return resp.Header.Revision, current, err
+	return resp.Header.Revision, err
 }
 
 // Watch calls changed with the changes from a revision on of keys with begin <= key < end. Each call
-// has all changes of one or more revisions, in order. Watch returns the revision to continue from, and
-// [ErrCompacted], [ErrCluster], the error of ctx, or that of the endpoint. After the latter, the next
-// Watch uses another endpoint.
+// has all changes of one or more revisions, in order. Watch continues at other endpoints until ctx is
+// done or the changes are no longer available. Then it returns [ErrCompacted] or [ErrCluster].
 //
-// A stopped endpoint sends nothing, as one without changes. So Watch also ends if there is no change
-// for the time silence. The caller must change a key more often than that.
+// A stopped endpoint sends nothing, as one without changes. So Watch leaves an endpoint that reports no
+// change for the time silence. The caller must change a key more often than that.
 func (c *Client) Watch(ctx context.Context, begin, end string, revision int64, silence time.Duration,
-	changed func([]KV)) (next int64, err error) {
-	watchCtx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	timer := time.AfterFunc(tryTimeout, func() { cancel(errSilent) })
-	n := c.endpoint.Load()
+	changed func([]KV)) error {
 	req := request{Create: &request{Key: []byte(begin), End: []byte(end), StartRevision: revision}}
-	err = c.try(watchCtx, n, "/v3/watch", req, func(r response) {
+	return c.call(ctx, silence, "/v3/watch", req, func(r response) {
 		var kvs []KV
 		for _, e := range r.Events {
 			kvs = append(kvs, e.KV)
-			revision = e.KV.ModRevision + 1 // the revision of the header may be ahead of the events
+			req.Create.StartRevision = e.KV.ModRevision + 1 // the revision of the header may be ahead of the events
 		}
 		if len(kvs) > 0 {
 			changed(kvs)
 		}
-		timer.Reset(silence)
 	})
-	err = cmp.Or(err, errEnded)
-	if ctx.Err() == nil {
-		c.failed(n, err)
-	}
-	return revision, err
+}
+
+// Cluster returns the ID of the cluster, or "" before the first response and after ErrCluster.
+func (c *Client) Cluster() string {
+	id, _ := c.cluster.Load().(string)
+	return id
 }

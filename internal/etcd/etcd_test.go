@@ -143,8 +143,8 @@ var calls = map[string]func(ctx context.Context, c *Client) string{
 	"watch": func(ctx context.Context, c *Client) string {
 		var seen strings.Builder
 		changed := func(kvs []KV) { seen.WriteString(printKVs(kvs) + " ") }
-		next, err := c.Watch(ctx, "a", "b", 5, 5*time.Second, changed)
-		return fmt.Sprintf("%snext %d: %v", &seen, next, err)
+		err := c.Watch(ctx, "a", "b", 5, 5*time.Second, changed)
+		return fmt.Sprintf("%s%v", &seen, err)
 	},
 }
 
@@ -152,9 +152,7 @@ func printRange(kvs []KV, revision int64, err error) string {
 	return fmt.Sprintf("%s at %d: %v", printKVs(kvs), revision, err)
 }
 
-func printCommit(revision int64, kvs []KV, err error) string {
-	return printRange(kvs, revision, err)
-}
+func printCommit(revision int64, err error) string { return fmt.Sprintf("at %d: %v", revision, err) }
 
 func printKVs(kvs []KV) string {
 	var texts []string
@@ -300,20 +298,28 @@ func FuzzWatch(f *testing.F) {
 	})
 }
 
-// watchBody returns the changes of a watch that has body for a response.
+// watchBody returns the changes of a watch that has body for its first response.
 func watchBody(t *testing.T, body string) (changes []string) {
-	respond := func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(body))}, nil
-	}
-	c := newFake(roundTripper(respond), "", func(string, ...any) {})
-	want := int64(5)
-	got, err := c.Watch(t.Context(), "a", "b", want, time.Hour, func(kvs []KV) {
-		changes = append(changes, printKVs(kvs))
-		want = kvs[len(kvs)-1].ModRevision + 1
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{replies: []string{"200", `200 ~ {"result":{H9,"compact_revision":"6"}}`}}
+		respond := func(r *http.Request) (*http.Response, error) {
+			resp, err := f.RoundTrip(r)
+			if len(f.requests) == 1 {
+				resp.Body = io.NopCloser(strings.NewReader(body))
+			}
+			return resp, err
+		}
+		next := int64(5)
+		c := newFake(roundTripper(respond), "", func(string, ...any) {})
+		err := c.Watch(t.Context(), "a", "b", next, time.Hour, func(kvs []KV) {
+			changes = append(changes, printKVs(kvs))
+			next = kvs[len(kvs)-1].ModRevision + 1
+		})
+		want := fmt.Sprintf(`"start_revision":"%d"}}`, next)
+		if err == nil || slices.Contains(changes, "[]") || len(f.requests) > 1 && !strings.HasSuffix(f.requests[1], want) {
+			t.Errorf("%q: got %q, %v and requests %q, want an error and %s", body, changes, err, f.requests, want)
+		}
 	})
-	if err == nil || got != want || slices.Contains(changes, "[]") {
-		t.Errorf("%q: got %q, revision %d and %v, want %d and an error", body, changes, got, err, want)
-	}
 	return changes
 }
 

@@ -20,10 +20,7 @@ const (
 	unauthenticated = 16
 )
 
-var (
-	errSilent = errors.New("no response in time")
-	errEnded  = errors.New("etcd ended the watch")
-)
+var errSilent = errors.New("no response in time")
 
 // An Error is a response with a status other than 200. A full database has status 429 and code 8.
 type Error struct {
@@ -53,10 +50,8 @@ type request struct {
 
 	Compare []request `json:"compare,omitempty"`
 	Success []request `json:"success,omitempty"`
-	Failure []request `json:"failure,omitempty"`
 	Put     *request  `json:"request_put,omitempty"`
 	Delete  *request  `json:"request_delete_range,omitempty"`
-	Range   *request  `json:"request_range,omitempty"`
 	Create  *request  `json:"create_request,omitempty"`
 }
 
@@ -66,12 +61,9 @@ type response struct {
 		ClusterID string `json:"cluster_id"`
 		Revision  int64  `json:"revision,string"`
 	} `json:"header"`
-	KVs       []KV `json:"kvs"`
-	Succeeded bool `json:"succeeded"`
-	Responses []struct {
-		Range response `json:"response_range"`
-	} `json:"responses"`
-	Token string `json:"token"`
+	KVs       []KV   `json:"kvs"`
+	Succeeded bool   `json:"succeeded"`
+	Token     string `json:"token"`
 
 	Created         bool   `json:"created"`
 	Canceled        bool   `json:"canceled"`
@@ -80,20 +72,38 @@ type response struct {
 	Events          []struct{ KV KV }
 }
 
-// call posts a request to one endpoint after the other, until one responds or ctx is done.
-func (c *Client) call(ctx context.Context, timeout time.Duration, path string, req request) (response, error) {
+// ask returns the response to a request. Responses include all changes that were acknowledged before, so
+// an earlier revision than the latest seen is that of a restored cluster.
+func (c *Client) ask(ctx context.Context, timeout time.Duration, path string, req request) (resp response, err error) {
+	latest := c.revision.Load()
+	err = c.call(ctx, timeout, path, req, func(r response) { resp = r })
+	if err == nil && resp.Header.Revision < latest {
+		c.cluster.Store("") // No response has this ID, so all others fail too.
+		return resp, ErrCluster
+	}
+	c.revision.Store(max(latest, resp.Header.Revision))
+	return resp, err
+}
+
+// call posts a request to one endpoint after the other, until one responds or ctx is done. It calls
+// each with every response, and leaves an endpoint that sends none within timeout.
+func (c *Client) call(ctx context.Context, timeout time.Duration, path string, req request, each func(response)) error {
 	for {
-		var resp response
 		n := c.endpoint.Load()
-		tryCtx, cancel := context.WithTimeoutCause(ctx, timeout, errSilent)
-		err := c.try(tryCtx, n, path, req, func(r response) { resp = r })
-		cancel()
+		tryCtx, cancel := context.WithCancelCause(ctx)
+		timer := time.AfterFunc(timeout, func() { cancel(errSilent) })
+		err := c.try(tryCtx, n, path, req, func(r response) {
+			each(r)
+			timer.Reset(timeout)
+		})
+		timer.Stop()
+		cancel(nil)
 		if ctx.Err() != nil || !c.failed(n, err) {
-			return resp, err
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return resp, err
+			return err
 		case <-time.After(retryPause):
 		}
 	}
@@ -143,7 +153,8 @@ func (c *Client) login(ctx context.Context, url, old string) error {
 	return c.post(ctx, url+"/v3/auth/authenticate", "", req, func(r response) { c.token.Store(r.Token) })
 }
 
-// post posts a request, and calls each with every response. Only a watch has more than one.
+// post posts a request, and calls each with every response. Only a watch has more than one. It has no last
+// one, so its end is an error.
 func (c *Client) post(ctx context.Context, url, token string, req request, each func(response)) error {
 	body, _ := json.Marshal(req) // can't fail
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
@@ -170,7 +181,7 @@ func (c *Client) post(ctx context.Context, url, token string, req request, each 
 	}
 	for n := 0; ; n++ {
 		r, err := c.decode(d)
-		if err == io.EOF && n > 0 {
+		if err == io.EOF && n > 0 && req.Create == nil {
 			return nil
 		}
 		if err != nil {

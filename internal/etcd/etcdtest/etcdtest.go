@@ -84,10 +84,8 @@ type request struct {
 	ModRevision   int64     `json:"mod_revision,string"`
 	Compare       []request `json:"compare"`
 	Success       []request `json:"success"`
-	Failure       []request `json:"failure"`
 	Put           *request  `json:"request_put"`
 	Delete        *request  `json:"request_delete_range"`
-	Range         *request  `json:"request_range"`
 	Create        *request  `json:"create_request"`
 }
 
@@ -170,11 +168,7 @@ func (s *Server) execute(req request) object {
 	pairs := s.state(s.revision)
 	for _, c := range req.Compare {
 		if pairs[string(c.Key)].ModRevision != c.ModRevision {
-			var responses []object
-			for _, op := range req.Failure {
-				responses = append(responses, object{"response_range": s.pairs(*op.Range)})
-			}
-			return object{"responses": responses}
+			return object{}
 		}
 	}
 	s.revision++
