@@ -115,10 +115,10 @@ func (f *fileStore) commit(_ context.Context, c change) error {
 		f.mu.Unlock()
 		return err
 	}
-	batch := f.journal.Append(record)
+	write := f.journal.Append(record)
 	f.mu.Unlock()
 	wait := func() {
-		if err := f.journal.Wait(batch); err != nil {
+		if err := write(); err != nil {
 			f.fatal(prefixed("APP_STORE", err))
 		}
 	}

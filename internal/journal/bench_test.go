@@ -49,8 +49,8 @@ func benchmarkWait(b *testing.B, s *store, writers int, compactions bool) {
 		wg.Go(func() {
 			for i := int(next.Add(1)); i <= b.N; i = int(next.Add(1)) {
 				start := time.Now()
-				_, batch := s.add(i % records)
-				if err := s.Wait(batch); err != nil {
+				_, wait := s.add(i % records)
+				if err := wait(); err != nil {
 					b.Error(err)
 				}
 				took[i-1] = time.Since(start)

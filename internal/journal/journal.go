@@ -1,7 +1,7 @@
 // Package journal keeps records in a file, so that they outlive the process.
 //
 // A record is a JSON value. A program keeps its current records in memory, appends each change, and
-// acknowledges the change when [Journal.Wait] returns. A line of the file is a batch of records:
+// acknowledges the change when it is on disk. A line of the file is a batch of records:
 //
 //	{"changes":[{"id":1},{"id":2}],"crc":"c8c646c0"}
 //
@@ -45,21 +45,15 @@ type Journal struct {
 	lock       *os.File       // holds the lock until it is closed or garbage collected
 	compaction sync.WaitGroup // the goroutine that compacts the file, if there is one
 
-	mu      sync.Mutex // protects the field below
-	pending *Batch     // records not yet written
+	mu      sync.Mutex   // protects the fields below
+	pending []byte       // records not yet written, a comma after each
+	flush   func() error // writes the pending records at the first call, and returns the result
 
 	writing sync.Mutex // held during a write; protects the fields below
 	file    file
 	room    int           // bytes until the next compaction
 	tail    *bytes.Buffer // lines written since the compaction began, nil if none runs
 	err     error         // the error after which no batch is written
-}
-
-// A Batch is a group of records that are written together.
-type Batch struct {
-	records []byte    // a comma after each
-	once    sync.Once // for the write
-	err     error     // result of the write
 }
 
 // Open opens or creates the journal at path and locks it. It calls replay with the records of each
@@ -85,7 +79,8 @@ func open(disk fileSystem, path string, replay func([]byte) error, snapshot func
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	j := &Journal{disk: disk, path: path, dir: dir, snapshot: snapshot, pending: new(Batch), tail: new(bytes.Buffer)}
+	j := &Journal{disk: disk, path: path, dir: dir, snapshot: snapshot, tail: new(bytes.Buffer)}
+	j.flush = sync.OnceValue(j.write)
 	if j.lock, err = lockFile(path); err == nil {
 		err = read(path, replay, warn)
 	}
@@ -100,32 +95,28 @@ func open(disk fileSystem, path string, replay func([]byte) error, snapshot func
 	return j, nil
 }
 
-// Append adds record, a JSON value without line breaks, to the pending batch and returns the batch.
-// It never blocks on I/O. Records are replayed in the order of the calls, so the caller must hold the
-// lock under which it applied the change. The batch is written by Wait or Close. Until then, it grows
-// with each record.
-func (j *Journal) Append(record []byte) *Batch {
+// Append adds record, a JSON value without line breaks, to the pending batch. It never blocks on I/O.
+// Records are replayed in the order of the calls, so the caller must hold the lock under which it
+// applied the change.
+//
+// The caller must release the lock and call wait, which returns nil when the record is on disk. The
+// first call of wait or Close writes the batch for all. After an error of a write or a compaction, what
+// the disk holds is unknown. No further batch is written, wait returns the error for all of them, and
+// the caller should end the process.
+func (j *Journal) Append(record []byte) (wait func() error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.pending.records = append(append(j.pending.records, record...), ',')
-	return j.pending
-}
-
-// Wait returns nil when b is on disk. The first caller writes the batch for all others. After an
-// error of a write or a compaction, what the disk holds is unknown. No further batch is written, Wait
-// returns the error for all of them, and the caller should end the process.
-func (j *Journal) Wait(b *Batch) error {
-	b.once.Do(func() { b.err = j.write(b) })
-	return b.err
+	j.pending = append(append(j.pending, record...), ',')
+	return j.flush
 }
 
 // Close writes the pending batch, waits for a running compaction and releases the lock. It returns the
 // error of the write, or the first one before it.
 func (j *Journal) Close() error {
 	j.mu.Lock()
-	b := j.pending
+	flush := j.flush
 	j.mu.Unlock()
-	err := j.Wait(b)
+	err := flush()
 	j.stop(os.ErrClosed)
 	j.compaction.Wait()
 	j.file.Close()
@@ -134,17 +125,18 @@ func (j *Journal) Close() error {
 	return err
 }
 
-// write writes b, the pending batch, and starts a compaction if the file has grown enough.
-func (j *Journal) write(b *Batch) error {
+// write writes the pending records, and starts a compaction if the file has grown enough.
+func (j *Journal) write() error {
 	j.writing.Lock()
 	defer j.writing.Unlock()
 	j.mu.Lock()
-	j.pending = new(Batch)
+	records := j.pending
+	j.pending, j.flush = nil, sync.OnceValue(j.write)
 	j.mu.Unlock()
-	if len(b.records) == 0 || j.err != nil {
+	if len(records) == 0 || j.err != nil {
 		return j.err
 	}
-	line := format(b.records)
+	line := format(records)
 	_, err := j.file.Write(line)
 	if j.err = cmp.Or(err, j.file.Sync()); j.err != nil {
 		return j.err

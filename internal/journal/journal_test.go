@@ -76,8 +76,8 @@ func (s *store) record(id, n int) []byte {
 	return fmt.Appendf(nil, `{"ID":%d,"N":%d,"Pad":"%s"}`, id, n, s.pad[:len(s.pad)*(id%2)])
 }
 
-// add increments a counter and returns its new value, and the batch of the change.
-func (s *store) add(id int) (int, *Batch) {
+// add increments a counter and returns its new value, and what Append returned.
+func (s *store) add(id int) (int, func() error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counters[id]++
@@ -284,8 +284,8 @@ func TestFaults(t *testing.T) {
 			change := func(id int) {
 				mu.Lock()
 				defer mu.Unlock()
-				n, b := s.add(id)
-				if e := s.Wait(b); e == nil && err == nil {
+				n, wait := s.add(id)
+				if e := wait(); e == nil && err == nil {
 					acknowledged[id] = n
 				} else if err = e; !errors.Is(err, fault) {
 					t.Errorf("power %t, operation %d: got %v after the fault", power, faulty, err)
@@ -335,9 +335,9 @@ func TestGroupCommit(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	for id := range 10 {
-		_, b := s.add(id)
+		_, wait := s.add(id)
 		wg.Go(func() {
-			if err := s.Wait(b); err != nil {
+			if err := wait(); err != nil {
 				t.Errorf("change %d: got the error %v", id, err)
 			}
 		})
@@ -370,12 +370,12 @@ func TestCompaction(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var b *Batch
+		var wait func() error
 		for _, size := range row.records {
 			records = append(records, bytes.Repeat([]byte("1"), size))
-			b = j.Append(records[len(records)-1])
+			wait = j.Append(records[len(records)-1])
 		}
-		err = j.Wait(b)
+		err = wait()
 		j.compaction.Wait()
 		j.Close()
 		text, _ := os.ReadFile(path)
@@ -431,7 +431,7 @@ func TestClose(t *testing.T) {
 		ended := false
 		s.iterating = func() {
 			synctest.Wait()
-			if _, b := s.add(1); s.Wait(b) != os.ErrClosed {
+			if _, wait := s.add(1); wait() != os.ErrClosed {
 				t.Error("got another error after Close, want os.ErrClosed")
 			}
 			ended = true
@@ -455,8 +455,8 @@ func TestConcurrent(t *testing.T) {
 	for id := range acknowledged {
 		go func() {
 			for range 200 {
-				n, b := s.add(id)
-				if err := s.Wait(b); err != nil {
+				n, wait := s.add(id)
+				if err := wait(); err != nil {
 					t.Error(err)
 				}
 				acknowledged[id].Store(int64(n))
