@@ -197,8 +197,7 @@ func (a *auth) hashPassword(ctx context.Context, password string) (secret, error
 func (a *auth) login(ctx context.Context, client netip.Addr, address, password, userAgent string) (
 	user, session, error) {
 	id, s := newUUID(), session{}
-	find := func() (user, error) { return a.users.byEmail(ctx, address) }
-	u, err := a.checkPassword(ctx, client, email.Key(address), find, password, password, func(u *user) error {
+	u, err := a.checkPassword(ctx, client, "", email.Key(address), password, password, func(u *user) error {
 		if u.Disabled {
 			return errDisabled
 		}
@@ -213,8 +212,8 @@ func (a *auth) login(ctx context.Context, client netip.Addr, address, password, 
 // the caller's. It returns the errors of checkPassword, with errIncorrectPassword for
 // errBadCredentials.
 func (a *auth) changePassword(ctx context.Context, client netip.Addr, id identity, current, next string) error {
-	find := func() (user, error) { return a.users.byID(ctx, id.user.ID) }
-	_, err := a.checkPassword(ctx, client, email.Key(id.user.Email), find, current, next, func(u *user) error {
+	account := email.Key(id.user.Email)
+	_, err := a.checkPassword(ctx, client, id.user.ID, account, current, next, func(u *user) error {
 		now := a.tokens.now().Unix()
 		if !u.accepts(id.claims, now) {
 			return errInvalidToken
@@ -229,16 +228,17 @@ func (a *auth) changePassword(ctx context.Context, client netip.Addr, id identit
 	return err
 }
 
-// checkPassword verifies the password of the user that find returns. If it is right, it calls modify
-// with the record, and stores the record with the hash of next, which may be the same password. It
-// returns errBadCredentials if there is no such user or the password is wrong, a *throttle.Error if
-// the client must wait, and admission.ErrBusy if too many hashes are queued.
+// checkPassword verifies the password of the user with an id or, if that is empty, with the email key
+// account. If it is right, it calls modify with the record, and stores the record with the hash of next,
+// which may be the same password. It returns errBadCredentials if there is no such user or the password
+// is wrong, a *throttle.Error if the client must wait, and admission.ErrBusy if too many hashes are
+// queued.
 //
 // The throttle is checked before the wait for a slot, and again after it, because earlier requests
 // may have failed meanwhile. So a burst exceeds a limit by fewer guesses than hashes run
 // concurrently.
-func (a *auth) checkPassword(ctx context.Context, client netip.Addr, account string, find func() (user, error),
-	password, next string, modify func(*user) error) (user, error) {
+func (a *auth) checkPassword(ctx context.Context, client netip.Addr, id, account, password, next string,
+	modify func(*user) error) (user, error) {
 	if err := a.throttle.Check(account, client); err != nil {
 		return user{}, err
 	}
@@ -250,9 +250,9 @@ func (a *auth) checkPassword(ctx context.Context, client netip.Addr, account str
 	if err := a.throttle.Check(account, client); err != nil {
 		return user{}, err
 	}
-	u, err := a.replacePassword(ctx, find, password, next, modify)
-	for errors.Is(err, errHashChanged) || err == errUnknownUser { // changed or deleted meanwhile
-		u, err = a.replacePassword(ctx, find, password, next, modify)
+	u, err := user{}, errHashChanged
+	for err == errHashChanged || err == errUnknownUser { // changed or deleted meanwhile
+		u, err = a.replacePassword(ctx, id, account, password, next, modify)
 	}
 	if errors.Is(err, errBadCredentials) {
 		a.throttle.Failed(account, client)
@@ -268,9 +268,9 @@ var errHashChanged = errors.New("the password has changed")
 // email takes the same time as a wrong password, since the password is then compared with the decoy.
 // A hash whose parameters differ from today's is replaced, because only a login reveals the
 // password.
-func (a *auth) replacePassword(ctx context.Context, find func() (user, error), password, next string,
-	modify func(*user) error) (user, error) {
-	u, err := find()
+func (a *auth) replacePassword(ctx context.Context, id, account, password, next string, modify func(*user) error) (
+	user, error) {
+	u, err := a.users.find(ctx, id, account)
 	unknown := errors.Is(err, errUnknownUser)
 	if unknown {
 		u.hash = a.passwords.decoy
