@@ -26,10 +26,7 @@ var reference = regexp.MustCompile(`\$\{.+\}|\$\(.+\)|^\$[A-Za-z_]\w*$`)
 // Parse returns the variables in text whose name begins with prefix, in any case, and ignores all other
 // lines. Its error joins one for each faulty line; the variables of the valid lines are returned too.
 func Parse(text, prefix string) ([]Var, error) {
-	if strings.Contains(text, "\x00") {
-		return nil, errors.New(".env: not UTF-8 text (UTF-16?): save the file as UTF-8")
-	}
-	if !utf8.ValidString(text) {
+	if !utf8.ValidString(text) || strings.Contains(text, "\x00") { // UTF-16, for example
 		return nil, errors.New(".env: not UTF-8 text: save the file as UTF-8")
 	}
 	var vars []Var
