@@ -15,7 +15,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -99,7 +98,7 @@ func (s Setting) value(values map[string]string) (string, error) {
 	case s.Secret && text != "" && path != "":
 		return "", fmt.Errorf("set together with %s_FILE", s.Name)
 	case s.Secret && path != "":
-		content, err := readFile(path)
+		content, err := os.ReadFile(path)
 		if err != nil {
 			return "", fmt.Errorf("%s_FILE: %w", s.Name, reasonOf(err))
 		}
@@ -114,22 +113,6 @@ func (s Setting) value(values map[string]string) (string, error) {
 		text = s.Default
 	}
 	return text, nil
-}
-
-const maxFile = 64 << 10 // bytes
-
-// readFile returns the content of a file of at most maxFile bytes.
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if len(content) > maxFile {
-		return nil, fmt.Errorf("must be at most %d bytes", maxFile)
-	}
-	return content, err
 }
 
 // reasonOf returns err without the path, which may be a secret in the wrong variable.
