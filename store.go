@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"jwt-auth-api/internal/email"
 	"jwt-auth-api/internal/etcd"
@@ -198,21 +199,16 @@ func (e *etcdStore) follow(ctx context.Context, loaded func(context.Context) err
 }
 
 // load replaces the maps by the records at the current revision, which it returns, and the client. It
-// reads the records by the first two digits of the ids, because etcd scans all keys for a limit.
+// reads the records by the first character of the ids, because etcd scans all keys for a limit.
 func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error) {
 	_, revision, err := client.Range(ctx, e.replica, "", 0)
 	if err != nil {
 		return 0, err
 	}
-	begin, end := etcd.Prefix(e.prefix + "u/")
-	bounds := []string{begin}
-	for i := range 256 {
-		bounds = append(bounds, fmt.Sprintf("%s%02x", begin, i))
-	}
-	bounds = append(bounds, end)
 	var loaded []user
-	for i := range len(bounds) - 1 {
-		kvs, _, err := client.Range(ctx, bounds[i], bounds[i+1], revision)
+	for c := range utf8.RuneSelf {
+		begin, end := etcd.Prefix(e.prefix + "u/" + string(rune(c)))
+		kvs, _, err := client.Range(ctx, begin, end, revision)
 		if err != nil {
 			return 0, err
 		}

@@ -162,7 +162,7 @@ func TestReload(t *testing.T) {
 	etcd.Compact()
 	once := sync.Once{}
 	etcd.Fault(func(call string, _ bool) bool {
-		if call == "range jwt-auth-api/u/80" {
+		if call == "range jwt-auth-api/u/8" {
 			once.Do(func() {
 				mustUpdate(t, a.server, "id 2", func(u *user) { u.Name = "a" }) // the first change that the watch reports
 				b.users.add(t.Context(), user{ID: "00", Email: "00@example.com"})
