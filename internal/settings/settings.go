@@ -75,7 +75,7 @@ func readDotenv(prefix string, known map[string]bool) (values map[string]string,
 	values = make(map[string]string)
 	text, err := os.ReadFile(".env")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return values, []error{fmt.Errorf(".env: %w", reasonOf(err))}
+		return values, []error{fmt.Errorf(".env: %w", errors.Unwrap(err))}
 	}
 	vars, err := dotenv.Parse(string(text), prefix)
 	if err != nil {
@@ -100,7 +100,8 @@ func (s Setting) value(values map[string]string) (string, error) {
 	case s.Secret && path != "":
 		content, err := os.ReadFile(path)
 		if err != nil {
-			return "", fmt.Errorf("%s_FILE: %w", s.Name, reasonOf(err))
+			// The error without the path, which may be a secret in the wrong variable.
+			return "", fmt.Errorf("%s_FILE: %w", s.Name, errors.Unwrap(err))
 		}
 		if !utf8.Valid(content) || bytes.ContainsRune(content, 0) {
 			return "", fmt.Errorf("%s_FILE: must be UTF-8 text", s.Name)
@@ -113,14 +114,6 @@ func (s Setting) value(values map[string]string) (string, error) {
 		text = s.Default
 	}
 	return text, nil
-}
-
-// reasonOf returns err without the path, which may be a secret in the wrong variable.
-func reasonOf(err error) error {
-	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-		return pathErr.Err
-	}
-	return err
 }
 
 // suspicious reports whether a secret looks like one that a shell or a tool should have processed.
