@@ -619,7 +619,7 @@ func TestLogin(t *testing.T) {
 // TestStoreFails has an error that is no wrong password: neither a login nor a failure or a success.
 func TestStoreFails(t *testing.T) {
 	s := partsServer(t)
-	s.users.store = brokenStore{s.users.store}
+	s.users.store = brokenStore{s.users.store, false}
 	got := attempts(s, "account", func() error {
 		_, err := s.checkPassword(t.Context(), loopback, "", "account", "x", "x", nil)
 		return err
@@ -991,7 +991,9 @@ func TestBegin(t *testing.T) {
 		row.modify(list)
 		former := user{Sessions: slices.Clone(list)}
 		u := former
-		u.begin(session{ID: "z", Expires: 9000}, 1500)
+		for range 2 { // as after a lost response of the store
+			u.begin(session{ID: "z", Expires: 9000}, 1500)
+		}
 		want := strings.TrimSpace(strings.Replace(sessionIDs(former)+" z", row.ended, "", 1))
 		equal(t, row.name, fmt.Sprint(sessionIDs(u), u.Since), fmt.Sprint(want, row.since))
 		equal(t, row.name+", copies", slices.Equal(former.Sessions, list), true)
@@ -1127,7 +1129,7 @@ func TestUsersConcurrently(t *testing.T) {
 			}
 			s.update(t.Context(), "u0", func(u *user) error { u.Name += "x"; return nil })
 			s.byID(t.Context(), "u0")
-			s.after(t.Context(), "", 3)
+			s.after("", 3)
 			s.hasAdmin()
 		})
 	}
@@ -1152,9 +1154,9 @@ func TestUsersUpdate(t *testing.T) {
 		u, err := s.update(t.Context(), "u3", func(u *user) error { u.Name, kept = "failed", u; return name })
 		equal(t, "an error", u.Name+" "+errText(err), want)
 	}
-	page, _ := s.after(t.Context(), "", 9)
+	page, _ := s.after("", 9)
 	page[2].Name, kept.Name = "changed", "changed"
-	page, _ = s.after(t.Context(), "", 9)
+	page, _ = s.after("", 9)
 	for i, u := range page {
 		want := map[bool]string{true: "Other h 2", false: "User  1"}[i == 3]
 		equal(t, u.ID, fmt.Sprint(u.Name, " ", u.hash.reveal(), " ", u.Version), want)
@@ -1212,7 +1214,7 @@ func TestUsersDelete(t *testing.T) {
 	u, err2 := s.byEmail(t.Context(), "u3@example.com")
 	equal(t, "registered again", fmt.Sprint(u.ID, err, err2), "u9<nil> <nil>")
 	for after, want := range map[string]string{"": "u0 u1 u2 u4", "u2": "u4 u9", "u3": "u4 u9"} {
-		page, err := s.after(t.Context(), after, 4)
+		page, err := s.after(after, 4)
 		equal(t, "after "+after, userIDs(page)+errText(err), want+"accepted")
 	}
 }
@@ -1225,7 +1227,7 @@ func TestUsersAfter(t *testing.T) {
 	} {
 		limit, id, _ := strings.Cut(page, " ")
 		n, _ := strconv.Atoi(limit)
-		list, err := s.after(t.Context(), id, n)
+		list, err := s.after(id, n)
 		equal(t, page, fmt.Sprint("[", userIDs(list), "] ", err), want)
 	}
 }

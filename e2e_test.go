@@ -1181,7 +1181,7 @@ func openCopy(t testing.TB, path string) *users {
 
 // storedText returns the records in order as a store keeps them.
 func storedText(t testing.TB, s *users) string {
-	list, _ := s.after(t.Context(), "", math.MaxInt)
+	list, _ := s.after("", math.MaxInt)
 	return join(list, func(u user) string { return string(encodeUser(u)) })
 }
 
@@ -1263,6 +1263,10 @@ func TestFileStore(t *testing.T) {
 		deleted := regexp.MustCompile(`{"v":1,"id":"u0"[^}]*}`).FindString(string(text))
 		equal(t, "a deleted user", deleted, `{"v":1,"id":"u0","scopes":null,"deleted":true,"version":2}`)
 	}
+	var failed error
+	f.fatal = func(err error) { failed = err }
+	f.commit(t.Context(), change{user: user{ID: "u5"}})
+	equal(t, "a write after close", errText(failed), "APP_STORE: file already closed")
 }
 
 // TestOldChanges applies a snapshot with the owner of an email, and then changes of two former owners.
@@ -1287,9 +1291,9 @@ func TestPlaces(t *testing.T) {
 			s.apply(user{ID: id, Version: 2, Deleted: true})
 		}
 	}
-	list, err := s.after(t.Context(), "", 9)
+	list, err := s.after("", 9)
 	equal(t, "users", fmt.Sprint(userIDs(list), err), "u1 u2 u3 u4 u6<nil>")
-	list, err = s.after(t.Context(), "u5", 9)
+	list, err = s.after("u5", 9)
 	equal(t, "users after the deleted one", fmt.Sprint(userIDs(list), err), "u6<nil>")
 	for _, u := range list {
 		byEmail, err := s.byEmail(t.Context(), u.Email)
@@ -1314,8 +1318,8 @@ func fileEnviron(path string, more ...string) []string {
 		"APP_STORE=file:" + path}, more...)
 }
 
-// TestStoreExit starts the program with files that it refuses. The one in use was compacted by then.
-func TestStoreExit(t *testing.T) {
+// TestStoreErrors runs the service with stores that it refuses.
+func TestStoreErrors(t *testing.T) {
 	dir := t.TempDir()
 	for name, record := range map[string]string{
 		"users": `{"v":1,"id":"u1","email":"admin@example.com","version":1}`,
@@ -1328,31 +1332,35 @@ func TestStoreExit(t *testing.T) {
 	text, _ := os.ReadFile(filepath.Join(dir, "users"))
 	os.WriteFile(filepath.Join(dir, "damaged"), bytes.Replace(text, []byte("["), []byte("{"), 1), 0o600)
 	os.Mkdir(filepath.Join(dir, "dir"), 0o700)
-	_, log := startProgram(t, fileEnviron(filepath.Join(dir, "used"))...)
-	listens(t, log)
+	openUsers(t, filepath.Join(dir, "used")) // also compacts it
+	for _, row := range [][2]string{
+		{"DIR/used", "APP_STORE: journal: DIR/used is in use by another process"},
+		{"DIR/none/users", "APP_STORE: journal: open DIR/none: no such file or directory"},
+		{"DIR/dir", "APP_STORE: journal: read DIR/dir: is a directory"},
+		{"/sys/users", "APP_STORE: journal: open /sys/users.lock: permission denied"}, // also for root
+		{"DIR/damaged", "APP_STORE: journal: line 1 is damaged"},
+		{"DIR/newer", "APP_STORE: journal: line 3: record of user u1 has format 2, this program knows 1"},
+		{"DIR/older", "APP_STORE: journal: line 3: record of user u1 has format 0, this program knows 1"},
+		{"DIR/other", "APP_STORE: journal: line 3: json: cannot unmarshal string into Go value of type main.storedUser"},
+		{"DIR/users", "APP_ADMIN_EMAIL: email already registered"},
+	} {
+		err := run(t.Context(), nil, fileEnviron(strings.Replace(row[0], "DIR", dir, 1)), io.Discard)
+		got := strings.NewReplacer(dir, "DIR", "read-only file system", "permission denied").Replace(errText(err))
+		equal(t, row[0], got, row[1])
+	}
+}
+
+// TestAdminTaken starts the program with the email of a user in etcd for the admin, which it learns
+// after the start.
+func TestAdminTaken(t *testing.T) {
 	etcd := etcdtest.New(t)
 	etcd.Put("jwt-auth-api/u/u1", `{"v":1,"id":"u1","email":"admin@example.com"}`)
 	etcd.Put("jwt-auth-api/a/admin@example.com", "u1")
-	for _, row := range [][2]string{
-		{"file:DIR/used", "APP_STORE: journal: DIR/used is in use by another process"},
-		{"file:DIR/none/users", "APP_STORE: journal: open DIR/none: no such file or directory"},
-		{"file:DIR/dir", "APP_STORE: journal: read DIR/dir: is a directory"},
-		{"file:/sys/users", "APP_STORE: journal: open /sys/users.lock: permission denied"}, // also for root
-		{"file:DIR/damaged", "APP_STORE: journal: line 1 is damaged"},
-		{"file:DIR/newer", "APP_STORE: journal: line 3: record of user u1 has format 2, this program knows 1"},
-		{"file:DIR/older", "APP_STORE: journal: line 3: record of user u1 has format 0, this program knows 1"},
-		{"file:DIR/other", "APP_STORE: journal: line 3: json: cannot unmarshal string into Go value of type main.storedUser"},
-		{"file:DIR/users", "APP_ADMIN_EMAIL: email already registered"},
-		{"etcd:URL", "APP_ADMIN_EMAIL: email already registered"},
-	} {
-		store := strings.NewReplacer("DIR", dir, "URL", etcd.URL).Replace(row[0])
-		cmd, log := startProgram(t, fileEnviron("", "APP_STORE="+store)...)
-		output, _ := io.ReadAll(log)
-		cmd.Wait()
-		output = regexp.MustCompile("time=.* msg=listening .*\n").ReplaceAll(output, nil)
-		got := strings.NewReplacer(dir, "DIR", "read-only file system", "permission denied").Replace(string(output))
-		equal(t, row[0], fmt.Sprint(got, cmd.ProcessState.ExitCode()), row[1]+"\n1")
-	}
+	cmd, log := startProgram(t, fileEnviron("", "APP_STORE=etcd:"+etcd.URL)...)
+	output, _ := io.ReadAll(log)
+	cmd.Wait()
+	got := regexp.MustCompile("(?m)^time=.*\n").ReplaceAllString(string(output), "")
+	equal(t, "exit", fmt.Sprint(got, cmd.ProcessState.ExitCode()), "APP_ADMIN_EMAIL: email already registered\n1")
 }
 
 // A known is what the service knows of an account, or zero if there is none. The session is empty if

@@ -357,11 +357,9 @@ func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
 	if limited {
 		limit = in.Int("limit", 1, maxLimit)
 	}
-	page, err := s.users.after(r.Context(), after, limit+1)
-	if errors.Is(err, errUnknownUser) || in.Has("after") && after == "" {
+	page, err := s.users.after(after, limit+1)
+	if err != nil || in.Has("after") && after == "" {
 		in.Fault("value_error", "after", "no user has this id", nil)
-	} else if err != nil {
-		return err
 	}
 	if err := in.Err(); err != nil {
 		return err
@@ -380,7 +378,7 @@ func (s *server) listUsers(w http.ResponseWriter, r *http.Request) error {
 			if n += len(page); !yield(views) || limited || r.Method == http.MethodHead {
 				return
 			}
-			page, _ = s.users.after(r.Context(), page[len(page)-1].ID, streamPage) // A listed user keeps its place.
+			page, _ = s.users.after(page[len(page)-1].ID, streamPage) // A listed user keeps its place.
 		}
 	})
 	if r.Method != http.MethodHead {

@@ -99,10 +99,7 @@ func newLogger(format string, w io.Writer) *slog.Logger {
 // that occurs later.
 func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.Logger, fatal func(error)) (
 	*server, error) {
-	logKey, err := hkdf.Key(sha256.New, []byte(cfg.jwtSecret.reveal()), nil, "jwt-auth-api log", sha256.Size)
-	if err != nil {
-		return nil, err
-	}
+	logKey, _ := hkdf.Key(sha256.New, []byte(cfg.jwtSecret.reveal()), nil, "jwt-auth-api log", sha256.Size) // never fails
 	s := &server{
 		auth: auth{
 			users:     newUsers(),
@@ -129,9 +126,11 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 	}
 	switch {
 	case cfg.storePath != "":
-		if s.users.store, err = openFile(cfg.storePath, s.users, log.Warn, fatal); err != nil {
+		f, err := openFile(cfg.storePath, s.users, log.Warn, fatal)
+		if err != nil {
 			return nil, fmt.Errorf("APP_STORE: %w", err)
 		}
+		s.users.store = f
 	case cfg.storeURLs != nil:
 		etcd := etcd.Config{URLs: cfg.storeURLs, User: cfg.storeUser, Password: cfg.storePassword.reveal, Warn: log.Warn}
 		loaded := func(ctx context.Context) error {

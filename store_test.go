@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -49,7 +50,8 @@ func TestReplicas(t *testing.T) {
 	etcd := etcdtest.New(t)
 	a, b := startReplica(t, etcd), startReplica(t, etcd)
 	addUsers(t, a, 3)
-	await(t, "user", func() bool { _, err := b.users.lookup("id 2", ""); return err == nil })
+	old := mustUpdate(t, a.server, "id 1", func(u *user) { u.hash = a.passwords.hash("before") })
+	await(t, "change", func() bool { u, _ := b.users.lookup("id 1", ""); return u.hash.reveal() == old.hash.reveal() })
 	resume := unwatched(etcd)
 	status := func(s *liveServer, request, token string) int {
 		return s.Send(t, request, []string{"Authorization: Bearer " + token}, "").Status
@@ -59,12 +61,20 @@ func TestReplicas(t *testing.T) {
 	equal(t, "a logout", status(b, "POST /auth/logout", token), 204)
 	equal(t, "a logout that is not seen", status(a, "GET /me", token), 200)
 
+	begun := b.begin(t, "id 0")
+	u, _ := b.users.lookup("id 0", "")
+	equal(t, "the end of a session of the other", a.endSession(t.Context(), "id 0", u.Sessions[0].ID), nil)
+	equal(t, "an ended session", status(b, "GET /me", begun.AccessToken), 200)
+	mustUpdate(t, a.server, "id 1", func(u *user) { u.hash = a.passwords.hash("changed-at-a") })
+	_, _, err := b.auth.login(t.Context(), loopback, "1@example.com", "changed-at-a", "")
+	equal(t, "a password that the other changed", err, nil)
+
 	later := user{ID: newUUID(), Email: "later@example.com", Name: "Later", Scopes: []string{"me", "admin"}}
 	equal(t, "a user", a.users.add(t.Context(), later), nil)
 	equal(t, "a user of the other", status(b, "GET /admin/users/"+later.ID, admin), 200)
 	equal(t, "a taken email", b.users.add(t.Context(), user{ID: "x", Email: "LATER@example.com"}), error(errEmailTaken))
 	equal(t, "a taken id", b.users.add(t.Context(), user{ID: later.ID, Email: "x@example.com"}), error(errEmailTaken))
-	u, err := b.users.byEmail(t.Context(), "LATER@example.com")
+	u, err = b.users.byEmail(t.Context(), "LATER@example.com")
 	equal(t, "the owner", fmt.Sprint(u.ID, err), later.ID+"<nil>")
 
 	calls := 0
@@ -125,6 +135,13 @@ func TestLostResponses(t *testing.T) {
 		_, err := a.users.lookup("u1", "")
 		equal(t, "a deleted user", err, error(errUnknownUser))
 	}
+	mustAdd := a.users.add(t.Context(), user{ID: "u2", Email: "u2@example.com"})
+	equal(t, "a user", mustAdd, nil)
+	lose("u/", func() { etcd.Fault(func(call string, _ bool) bool { return strings.HasPrefix(call, "range") }) })
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err := a.users.update(ctx, "u2", func(u *user) error { u.Name = "a"; return nil })
+	equal(t, "a lost change that cannot be found", errors.Is(err, errUnavailable), true)
 	lose("b/", nothing)
 	heartbeats(t, a)
 	heartbeats(t, b)
@@ -173,7 +190,7 @@ func TestReload(t *testing.T) {
 	})
 	await(t, "log", logged(`records are loaded again" reason="etcd at `+etcd.URL+`: revision compacted"`))
 	await(t, "new name", func() bool { u, _ := b.users.lookup("id 0", ""); return u.Name == "a" })
-	list, _ := b.users.after(t.Context(), "", 9)
+	list, _ := b.users.after("", 9)
 	equal(t, "users", userIDs(list), "admin-0 id 0 id 2 u9 00")
 	etcd.Fault(nil)
 	await(t, "change during the load", func() bool { u, _ := b.users.lookup("id 2", ""); return u.Name == "a" })
@@ -182,7 +199,7 @@ func TestReload(t *testing.T) {
 	etcd.Put("jwt-auth-api/u/u9", `{"v":2,"id":"u9"}`)
 	await(t, "log", logged(`records are loaded again" reason="key jwt-auth-api/u/u9: record of user `))
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
-	await(t, "admin", func() bool { list, _ = b.users.after(t.Context(), "", 9); return len(list) == 2 })
+	await(t, "admin", func() bool { list, _ = b.users.after("", 9); return len(list) == 2 })
 	equal(t, "users of a new cluster", userIDs(list), "u9 admin-0")
 	heartbeats(t, b)
 }
@@ -209,6 +226,11 @@ func TestEtcdDown(t *testing.T) {
 	etcd.Fault(nil)
 	await(t, "records", func() bool { return s.Send(t, "GET /healthz", nil, "").Status == 200 })
 	equal(t, "the admin", s.users.hasAdmin(), true)
+	etcd.Fault(func(string, bool) bool { return true })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	err := s.users.add(ctx, user{ID: "u1", Email: "u1@example.com"})
+	equal(t, "a change", errors.Is(err, errUnavailable), true)
 	for age, want := range map[time.Duration]bool{maxStaleness - time.Second: true, maxStaleness: false} {
 		e := &etcdStore{}
 		e.seen.Store(time.Now().Add(-age).UnixNano())
@@ -220,11 +242,20 @@ func TestEtcdDown(t *testing.T) {
 }
 
 // A brokenStore does not respond.
-type brokenStore struct{ store }
+type brokenStore struct {
+	store
+	stale bool // whether check fails too
+}
 
 func (brokenStore) commit(context.Context, change) error        { return errUnavailable }
 func (brokenStore) fetch(context.Context, string, string) error { return errUnavailable }
-func (brokenStore) check() error                                { return errUnavailable }
+
+func (s brokenStore) check() error {
+	if s.stale {
+		return errUnavailable
+	}
+	return nil
+}
 
 // TestBrokenStore checks that every request that needs the store gets a 503.
 func TestBrokenStore(t *testing.T) {
@@ -236,7 +267,7 @@ func TestBrokenStore(t *testing.T) {
 	begun := newSession("s1", "", s.now(), time.Hour)
 	s.users.update(t.Context(), admin.ID, func(u *user) error { u.begin(begun, begun.Created); return nil })
 	pair := s.tokens.issuePair(admin, begun, "")
-	s.users.store = brokenStore{s.users.store}
+	working := s.users.store
 	const admins = "username=admin@example.com&password="
 	for _, row := range []struct{ request, body string }{
 		{"POST /auth/register", `{"email":"a@example.com","password":"secret123","name":"A"}`},
@@ -249,11 +280,13 @@ func TestBrokenStore(t *testing.T) {
 		{"POST /auth/password", `{"current_password":"` + documentedPassword + `","new_password":"secret123"}`},
 		{"PATCH /me", `{"name":"A"}`},
 		{"DELETE /me/sessions/s1", ""},
+		{"DELETE /me/sessions/s9", ""},
 		{"GET /admin/users", ""},
 		{"DELETE /admin/users/admin-0/sessions", ""},
 		{"GET /healthz", ""},
 	} {
 		method, path, _ := strings.Cut(row.request, " ")
+		s.users.store = brokenStore{working, method == "GET"}
 		r, w := httptest.NewRequest(method, path, strings.NewReader(row.body)), httptest.NewRecorder()
 		r.Header.Set("Authorization", "Bearer "+pair.AccessToken)
 		r.Header.Set("Content-Type", "application/json")

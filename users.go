@@ -255,7 +255,7 @@ func (s *users) lookup(id, key string) (user, error) {
 // after returns up to limit users in order of registration: those after the user with an id, or
 // the first ones if id is empty. A deleted user keeps its place. It returns errUnknownUser if there
 // never was such a user.
-func (s *users) after(ctx context.Context, id string, limit int) ([]user, error) {
+func (s *users) after(id string, limit int) ([]user, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	first := 0
