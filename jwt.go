@@ -30,10 +30,9 @@ const (
 	// libraries write the same bytes, so one comparison replaces parsing for nearly every token.
 	encodedHeader = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
 
-	encodedMACLen = 43      // bytes; 32 bytes in base64url without padding
-	maxTokenLen   = 4096    // bytes; bounds what is hashed
-	maxGen        = 1 << 53 // the last whole number before a float64 has gaps
-	leeway        = 60      // seconds; how far clocks of several machines may differ
+	maxTokenLen = 4096    // bytes; bounds what is hashed
+	maxGen      = 1 << 53 // the last whole number before a float64 has gaps
+	leeway      = 60      // seconds; how far clocks of several machines may differ
 )
 
 var (
@@ -54,11 +53,9 @@ type hmacKey struct {
 // A keyedMAC is a keyed HMAC with its buffers. Keying costs as much as a MAC over a token, so
 // keyed MACs are reused.
 type keyedMAC struct {
-	hash    hash.Hash
-	sum     [sha256.Size]byte
-	encoded [encodedMACLen]byte
-	token   []byte
-	segment []byte
+	hash hash.Hash
+	sum  [sha256.Size]byte
+	buf  []byte
 }
 
 // newHMACKey returns a key with a secret of any length. The caller rejects secrets under 32 bytes.
@@ -67,68 +64,67 @@ func newHMACKey(secret []byte) *hmacKey {
 	return &hmacKey{sync.Pool{New: func() any { return &keyedMAC{hash: hmac.New(sha256.New, secret)} }}}
 }
 
-// mac returns the encoded MAC of input. The next call overwrites it.
-func (m *keyedMAC) mac(input []byte) []byte {
+// seal appends a dot and the encoded MAC of m.buf to m.buf.
+func (m *keyedMAC) seal() {
 	m.hash.Reset()
-	m.hash.Write(input)
-	base64url.Encode(m.encoded[:], m.hash.Sum(m.sum[:0]))
-	return m.encoded[:]
+	m.hash.Write(m.buf)
+	m.buf = base64url.AppendEncode(append(m.buf, '.'), m.hash.Sum(m.sum[:0]))
 }
 
 // sign returns the token with payload.
 func (k *hmacKey) sign(payload []byte) string {
 	m := k.pool.Get().(*keyedMAC)
 	defer k.pool.Put(m)
-	m.token = append(m.token[:0], encodedHeader+"."...)
-	m.token = base64url.AppendEncode(m.token, payload)
-	mac := m.mac(m.token)
-	m.token = append(m.token, '.')
-	m.token = append(m.token, mac...)
-	return string(m.token)
+	m.buf = base64url.AppendEncode(append(m.buf[:0], encodedHeader+"."...), payload)
+	m.seal()
+	return string(m.buf)
 }
 
 // open returns the payload of a token signed with k.
 //
 // The MAC comes first: nothing is decoded or parsed until it is valid. It is compared in its
 // encoded form with the 43 characters that sign would write, so a signature has one spelling.
-func (k *hmacKey) open(token string) (payload string, err error) {
+func (k *hmacKey) open(token string) (string, error) {
 	if len(token) > maxTokenLen {
 		return "", errTokenTooLong
 	}
 	header, rest, _ := strings.Cut(token, ".")
-	_, mac, ok := strings.Cut(rest, ".")
+	payload, mac, ok := strings.Cut(rest, ".")
 	if !ok || strings.Contains(mac, ".") {
 		return "", errSegments
 	}
 	m := k.pool.Get().(*keyedMAC)
 	defer k.pool.Put(m)
-	m.token = append(m.token[:0], token...)
-	input, given := m.token[:len(token)-len(mac)-1], m.token[len(token)-len(mac):]
-	if !hmac.Equal(m.mac(input), given) {
+	input := token[:len(token)-len(mac)-1]
+	m.buf = append(m.buf[:0], input...)
+	m.seal()
+	if !hmac.Equal(m.buf[len(input)+1:], []byte(mac)) {
 		return "", errSignature
 	}
 	if header != encodedHeader {
-		if err := m.decode(input[:len(header)]); err != nil {
-			return "", fmt.Errorf("header: %w", err)
+		text, err := m.decode(header)
+		if err == nil {
+			err = checkHeader(text)
 		}
-		if err := checkHeader(string(m.segment)); err != nil {
-			return "", fmt.Errorf("header: %w", err)
+		if err != nil {
+			return "", prefixed("header", err)
 		}
 	}
-	if err := m.decode(input[len(header)+1:]); err != nil {
-		return "", fmt.Errorf("payload: %w", err)
-	}
-	return string(m.segment), nil
+	text, err := m.decode(payload)
+	return text, prefixed("payload", err)
 }
 
-// decode decodes a segment into m.segment. It accepts only the spelling that re-encodes to itself:
-// package base64 skips line breaks even in strict mode, and then decodes to fewer bytes.
-func (m *keyedMAC) decode(segment []byte) (err error) {
-	m.segment, err = base64url.AppendDecode(m.segment[:0], segment)
-	if err == nil && base64url.EncodedLen(len(m.segment)) != len(segment) {
-		err = errors.New("line break in base64url")
+// decode decodes a segment, and overwrites m.buf. It accepts only the spelling that re-encodes to
+// itself: package base64 skips line breaks even in strict mode, and then decodes to fewer bytes.
+func (m *keyedMAC) decode(segment string) (string, error) {
+	decoded, err := base64url.AppendDecode(m.buf[:0], []byte(segment))
+	if err != nil {
+		return "", err
 	}
-	return err
+	if base64url.EncodedLen(len(decoded)) != len(segment) {
+		return "", errors.New("line break in base64url")
+	}
+	return string(decoded), nil
 }
 
 // checkHeader validates a header that differs from encodedHeader. The algorithm is pinned: the
@@ -165,7 +161,7 @@ func checkHeader(header string) error {
 	return err
 }
 
-// prefixed returns err with the name of the member that it is about.
+// prefixed returns err with the name of what it is about.
 func prefixed(name string, err error) error {
 	if err == nil {
 		return nil
@@ -199,11 +195,8 @@ type claims struct {
 func (c *claims) sessionID() string { return cmp.Or(c.session, c.id) }
 
 // parseClaims parses a payload. An error names the claim that has the wrong type.
-func parseClaims(payload string) (claims, error) {
-	var c claims
-	err := strictjson.ParseObject(payload, func(name string, v strictjson.Value) error {
-		return prefixed(name, c.set(name, v))
-	})
+func parseClaims(payload string) (c claims, err error) {
+	err = strictjson.ParseObject(payload, c.set)
 	return c, err
 }
 
@@ -241,7 +234,7 @@ func (c *claims) set(name string, v strictjson.Value) (err error) {
 		// A recipient that is not in the audience must reject the token (RFC 7519 section 4.1.3).
 		err = errors.New("no audience is supported")
 	}
-	return err
+	return prefixed(name, err)
 }
 
 var errTokenType = errors.New("wrong token type")
@@ -291,13 +284,13 @@ func (c *claims) appendJSON(dst []byte) []byte {
 
 // appendString appends s as a JSON string.
 func appendString(dst []byte, s string) []byte {
-	if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\\' }) {
-		quoted, _ := json.Marshal(s) // never fails for a string
-		return append(dst, quoted...)
+	for _, c := range []byte(s) {
+		if c < ' ' || c > '~' || c == '"' || c == '\\' {
+			quoted, _ := json.Marshal(s) // never fails for a string
+			return append(dst, quoted...)
+		}
 	}
-	dst = append(dst, '"')
-	dst = append(dst, s...)
-	return append(dst, '"')
+	return append(append(append(dst, '"'), s...), '"')
 }
 
 // newUUID returns a random UUID, version 4 (RFC 9562 section 5.4).
@@ -305,8 +298,13 @@ func newUUID() string {
 	b := randomBytes(16)
 	b[6] = b[6]&0x0f | 0x40
 	b[8] = b[8]&0x3f | 0x80
-	s := hex.EncodeToString(b)
-	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
+	text := []byte("00000000-0000-0000-0000-000000000000")
+	hex.Encode(text, b[:4])
+	hex.Encode(text[9:], b[4:6])
+	hex.Encode(text[14:], b[6:8])
+	hex.Encode(text[19:], b[8:10])
+	hex.Encode(text[24:], b[10:])
+	return string(text)
 }
 
 func randomBytes(n int) []byte {
