@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -191,10 +192,8 @@ type nameSet struct {
 
 // add adds a name, and reports whether it is new.
 func (s *nameSet) add(name string) bool {
-	for _, known := range s.few[:s.n] {
-		if known == name {
-			return false
-		}
+	if slices.Contains(s.few[:s.n], name) {
+		return false
 	}
 	if s.n < len(s.few) {
 		s.few[s.n] = name
@@ -229,24 +228,25 @@ func (p *parser) name(seen *nameSet) (string, error) {
 
 // str parses a string. Without escapes, its value is a substring of the source.
 func (p *parser) str() (string, error) {
-	start := p.pos + 1
-	end := start
-	for end < len(p.src) && p.src[end] != '"' && p.src[end] != '\\' && p.src[end] >= ' ' {
-		end++
+	text, end := p.src[p.pos+1:], 0
+	for i, c := range []byte(text) {
+		if c == '"' {
+			p.pos += i + 2
+			return text[:i], nil
+		}
+		if c == '\\' || c < ' ' {
+			break
+		}
 	}
-	if end < len(p.src) && p.src[end] == '"' {
-		p.pos = end + 1
-		return p.src[start:end], nil
-	}
-	for ; end < len(p.src) && p.src[end] >= ' '; end++ {
-		switch p.src[end] {
+	for ; end < len(text) && text[end] >= ' '; end++ {
+		switch text[end] {
 		case '\\':
 			end++ // an escaped quote does not end the string
 		case '"':
-			return p.unquote(end + 1)
+			return p.unquote(p.pos + end + 2)
 		}
 	}
-	p.pos = min(end, len(p.src))
+	p.pos = min(p.pos+end+1, len(p.src))
 	return "", p.fail("control character in string")
 }
 
