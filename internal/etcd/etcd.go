@@ -149,6 +149,7 @@ func (c *Client) Watch(ctx context.Context, begin, end string, revision int64, s
 			kvs = append(kvs, e.KV)
 			req.Create.StartRevision = e.KV.ModRevision + 1 // the revision of the header may be ahead of the events
 		}
+		c.revision.Store(max(c.revision.Load(), req.Create.StartRevision-1))
 		if len(kvs) > 0 {
 			changed(kvs)
 		}
