@@ -2,200 +2,329 @@
 package cluster
 
 import (
+	"bytes"
 	"crypto/rand"
-	"encoding/base64"
+	"flag"
 	"fmt"
-	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"jwt-auth-api/checks/service"
 )
 
-// debianEtcd is the oldest version that must work.
-const debianEtcd = "/usr/bin/etcd"
+const (
+	debianEtcd = "/usr/bin/etcd" // the oldest version that must work
+	password   = "correct-horse"
+	recovery   = 5 * time.Second // bounds how long a replica can't write after a fault
+	maxMemory  = 200             // bounds the memory of a replica, in MiB
+)
 
-const password = "correct-horse"
+var long = flag.Duration("long", 0, "how long to repeat the faults, with all setups")
 
-func TestReplicas(t *testing.T) {
-	for name, path := range map[string]string{"current etcd": "", "etcd 3.4": debianEtcd} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := startCluster(t, path)
-			urls := startReplicas(t, c)
-			t.Run("start on an empty store", func(t *testing.T) { oneAdmin(t, urls) })
-			t.Run("emails", func(t *testing.T) { emails(t, urls) })
-			t.Run("tokens", func(t *testing.T) { tokensEverywhere(t, urls) })
-			t.Run("logout", func(t *testing.T) { logoutEverywhere(t, urls) })
-			t.Run("admins", func(t *testing.T) { demotions(t, urls) })
+func TestCluster(t *testing.T) {
+	for i, setup := range []struct{ name, path, tokens string }{
+		{"current etcd with TLS", currentEtcd(), "jwt,sign-method=HS256,priv-key=KEY,ttl=1s"},
+		{"etcd 3.4", debianEtcd, ""},
+		{"current etcd", currentEtcd(), ""},
+		{"etcd 3.4 with TLS", debianEtcd, "simple"},
+	} {
+		if i >= 2 && *long == 0 {
+			break
+		}
+		t.Run(setup.name, func(t *testing.T) {
+			c := startCluster(t, setup.path, setup.tokens, "--unsafe-no-fsync") // The system does not crash.
+			c.proxy(2)
+			c.runAll()
+			c.sameLists(1)
+			c.emails()
+			c.tokensEverywhere()
+			c.logoutEverywhere()
+			c.demotions()
+			l := c.startLoad()
+			begin := time.Now()
+			l.faults(setup.name)
+			for time.Since(begin) < *long {
+				l.faults(setup.name)
+			}
+			l.check()
+			c.restore()
 		})
 	}
 }
 
-// startReplicas runs three replicas at the same moment.
-func startReplicas(t testing.TB, c *cluster, env ...string) []string {
-	t.Helper()
-	urls := make([]string, 3)
-	atOnce(len(urls), func(i int) { urls[i] = run(t, c.urls(), env...).URL })
-	healthy(t, 10*time.Second, urls...)
-	return urls
-}
-
-// atOnce calls f for 0 to n-1 at the same moment.
-func atOnce(n int, f func(i int)) {
-	var all sync.WaitGroup
-	for i := range n {
-		all.Go(func() { f(i) })
+// runAll runs three replicas at the same moment.
+func (c *cluster) runAll() {
+	c.t.Helper()
+	atOnce(3, func(i int) {
+		c.run(i)
+		c.urls[i] = c.replicas[i].URL
+	})
+	for i := range 3 {
+		c.healthy(i, 10*time.Second)
 	}
-	all.Wait()
 }
 
-func admin(t testing.TB, url string) (token string) {
-	t.Helper()
-	return want(t, "login of the admin", login(url, "admin@example.com", "admin-password"), 200).text("access_token")
+// admin returns an access token of the admin.
+func (c *cluster) admin() string {
+	c.t.Helper()
+	return want(c.t, "login of the admin", login(c.urls[0], "admin@example.com", "admin-password"), 200).Access
 }
 
 // list returns the users that a replica knows.
-func list(t testing.TB, url, token string) []map[string]any {
-	t.Helper()
-	return want(t, "list of users", get(url+"/admin/users", token), 200).list
+func (c *cluster) list(i int, token string) []byte {
+	c.t.Helper()
+	return want(c.t, "list of users", get(c.urls[i]+"/admin/users", token), 200).body
 }
 
-func oneAdmin(t *testing.T, urls []string) {
-	for _, url := range urls {
-		if users := list(t, url, admin(t, url)); len(users) != 1 {
-			t.Errorf("users: got %v, want the admin", users)
+// sameLists waits until all replicas have the same users in the same order, and checks how many.
+func (c *cluster) sameLists(n int) {
+	c.t.Helper()
+	token := c.admin()
+	await(c.t, time.Second, "the lists of users are the same", func() bool {
+		first := c.list(0, token)
+		return bytes.Equal(first, c.list(1, token)) && bytes.Equal(first, c.list(2, token))
+	})
+	if got := bytes.Count(c.list(0, token), []byte(`"id"`)); got != n && n > 0 {
+		c.t.Errorf("users: got %d, want %d", got, n)
+	}
+}
+
+// register registers an email at a replica.
+func (c *cluster) register(i int, email string) reply {
+	c.t.Helper()
+	return want(c.t, "registration", register(c.urls[i], email, password), 201)
+}
+
+func (c *cluster) emails() {
+	statuses := make([]int, 90)
+	atOnce(len(statuses), func(i int) {
+		statuses[i] = register(c.urls[i%3], fmt.Sprintf("ada%d@example.com", i/3), password).status
+	})
+	for three := range slices.Chunk(statuses, 3) {
+		if slices.Sort(three); !slices.Equal(three, []int{201, 409, 409}) {
+			c.t.Errorf("registrations of one email: got %v, want one 201", three)
 		}
 	}
+	c.sameLists(31)
 }
 
-func emails(t *testing.T, urls []string) {
-	for batch := range 3 {
-		statuses := make([]int, 30)
-		atOnce(len(statuses), func(i int) {
-			address := fmt.Sprintf("ada%d@example.com", 10*batch+i/3)
-			statuses[i] = register(urls[i%3], address, password).status
-		})
-		for three := range slices.Chunk(statuses, 3) {
-			if slices.Sort(three); !slices.Equal(three, []int{201, 409, 409}) {
-				t.Errorf("registrations of one email: got %v, want one 201", three)
-			}
-		}
-	}
-	token := admin(t, urls[0])
-	for _, url := range urls {
-		await(t, time.Second, "all users are at "+url, func() bool { return len(list(t, url, token)) == 31 })
-	}
-}
-
-func tokensEverywhere(t *testing.T, urls []string) {
+func (c *cluster) tokensEverywhere() {
 	for i := range 10 {
-		a, b, c := urls[i%3], urls[(i+1)%3], urls[(i+2)%3]
-		address := fmt.Sprintf("bob%d@example.com", i)
-		pair := want(t, "registration", register(a, address, password), 201)
-		want(t, "/me elsewhere", get(b+"/me", pair.text("access_token")), 200)
-		pair = want(t, "refresh elsewhere", refresh(c, pair.text("refresh_token")), 200)
-		want(t, "refresh there again", refresh(b, pair.text("refresh_token")), 200)
-		pair = want(t, "login elsewhere", login(c, address, password), 200)
-		change := map[string]any{"current_password": password, "new_password": password + "2"}
-		want(t, "new password", post(a+"/auth/password", pair.text("access_token"), change), 204)
-		want(t, "login with the old password", login(b, address, password), 401)
-		want(t, "login with the new password", login(c, address, password+"2"), 200)
+		one, two, three := c.urls[i%3], c.urls[(i+1)%3], c.urls[(i+2)%3]
+		email := fmt.Sprintf("bob%d@example.com", i)
+		pair := c.register(i%3, email)
+		want(c.t, "/me elsewhere", get(two+"/me", pair.Access), 200)
+		pair = want(c.t, "refresh elsewhere", refresh(three, pair.Refresh), 200)
+		want(c.t, "refresh there again", refresh(two, pair.Refresh), 200)
+		pair = want(c.t, "login elsewhere", login(three, email, password), 200)
+		want(c.t, "new password", changePassword(one, pair.Access, password, password+"2"), 204)
+		want(c.t, "login with the old password", login(two, email, password), 401)
+		want(c.t, "login with the new password", login(three, email, password+"2"), 200)
 	}
 }
 
-func logoutEverywhere(t *testing.T, urls []string) {
-	for i := range 3 {
-		address := fmt.Sprintf("carol%d@example.com", i)
-		pair := want(t, "registration", register(urls[i], address, password), 201)
-		token := pair.text("access_token")
-		want(t, "logout", post(urls[i]+"/auth/logout", token, nil), 204)
-		ended := time.Now()
-		for _, url := range urls {
-			await(t, time.Second, "the session has ended at "+url, func() bool { return get(url+"/me", token).status == 401 })
-			want(t, "refresh after logout", refresh(url, pair.text("refresh_token")), 401)
+func (c *cluster) logoutEverywhere() {
+	var pairs []reply
+	for i, url := range c.urls {
+		pairs = append(pairs, c.register(i, fmt.Sprintf("carol%d@example.com", i)))
+		want(c.t, "logout", post(url+"/auth/logout", pairs[i].Access, object{}), 204)
+		for _, url := range c.urls {
+			await(c.t, time.Second, "the session has ended", func() bool {
+				return get(url+"/me", pairs[i].Access).status == 401
+			})
+			want(c.t, "refresh after logout", refresh(url, pairs[i].Refresh), 401)
 		}
-		for time.Since(ended) < time.Second {
-			for _, url := range urls {
-				want(t, "/me after logout", get(url+"/me", token), 401)
-			}
+	}
+	for begin := time.Now(); time.Since(begin) < time.Second; {
+		for i := range 9 {
+			want(c.t, "/me after logout", get(c.urls[i%3]+"/me", pairs[i/3].Access), 401)
 		}
 	}
 }
 
 // demotions has twenty admins take the scope from themselves through two replicas at the same moment.
-func demotions(t *testing.T, urls []string) {
-	first := admin(t, urls[0])
-	tokens, ids := []string{first}, []string{"admin-0"}
+func (c *cluster) demotions() {
+	setScopes := func(i int, token, id string, scopes ...string) reply {
+		return patch(c.urls[i%2]+"/admin/users/"+id, token, object{"scopes": scopes})
+	}
+	tokens, ids, statuses := []string{c.admin()}, []string{"admin-0"}, make([]int, 20)
 	for i := range 19 {
-		address := fmt.Sprintf("admin%d@example.com", i)
-		pair := want(t, "registration", register(urls[i%2], address, password), 201)
-		id := want(t, "/me", get(urls[0]+"/me", pair.text("access_token")), 200).text("id")
-		want(t, "promotion", setScopes(urls[0], first, id, "me", "admin"), 200)
-		tokens = append(tokens, want(t, "refresh", refresh(urls[i%2], pair.text("refresh_token")), 200).text("access_token"))
-		ids = append(ids, id)
+		pair := c.register(i%2, fmt.Sprintf("admin%d@example.com", i))
+		ids = append(ids, get(c.urls[0]+"/me", pair.Access).ID)
+		want(c.t, "promotion", setScopes(0, tokens[0], ids[i+1], "me", "admin"), 200)
+		tokens = append(tokens, want(c.t, "refresh", refresh(c.urls[i%2], pair.Refresh), 200).Access)
 	}
-	statuses := make([]int, len(ids))
-	atOnce(len(ids), func(i int) { statuses[i] = setScopes(urls[i%2], tokens[i], ids[i], "me").status })
-	slices.Sort(statuses)
-	if want := append(slices.Repeat([]int{200}, 19), 409); !slices.Equal(statuses, want) {
-		t.Errorf("demotions: got %v, want %v", statuses, want)
+	atOnce(20, func(i int) { statuses[i] = setScopes(i, tokens[i], ids[i], "me").status })
+	last := slices.Index(statuses, 409)
+	if slices.Sort(statuses); !slices.Equal(statuses, append(slices.Repeat([]int{200}, 19), 409)) {
+		c.t.Fatalf("demotions: got %v, want 200 but for one 409", statuses)
+	}
+	want(c.t, "promotion", setScopes(0, tokens[last], "admin-0", "me", "admin"), 200)
+}
+
+// faults has each fault happen once. A short run has those that name a part of the setup.
+func (l *load) faults(setup string) {
+	const settle = time.Second / 2
+	var n *node // the leader
+	all := []int{0, 1, 2}
+	for _, f := range []struct {
+		name, short string
+		cut, down   []int // replicas that may lack changes made elsewhere, or fail to respond
+		happen      func()
+	}{
+		{"all nodes are stopped in a flood", "3.4", all, nil, l.stopInFlood},
+		{"a replica is cut off", "", []int{2}, nil, l.cutOff},
+		{"the leader is killed", "", nil, nil,
+			func() { signal(syscall.SIGKILL, n); l.recovered(all...); l.start(n) }},
+		{"the leader is stopped", "", nil, nil,
+			func() { signal(syscall.SIGSTOP, n); l.recovered(all...); signal(syscall.SIGCONT, n) }},
+		{"the leader loses its disk", "current", nil, nil,
+			func() { signal(syscall.SIGKILL, n); os.RemoveAll(n.dir); l.recovered(all...); l.replace(n) }},
+		{"all nodes are killed", "current", all, nil,
+			func() { signal(syscall.SIGKILL, l.nodes...); time.Sleep(settle); l.start(l.nodes...) }},
+		{"a new user of etcd invalidates all tokens", "TLS", nil, nil,
+			func() { l.ask("/v3/auth/user/add", object{"name": rand.Text(), "password": "secret"}) }},
+		{"a replica is killed", "current", nil, []int{1}, func() {
+			l.replicas[1].Kill()
+			l.recovered(0, 2)
+			l.run(1, "APP_ADDR="+strings.TrimPrefix(l.urls[1], "http://"))
+		}},
+	} {
+		if *long == 0 && !strings.Contains(setup, f.short) {
+			continue
+		}
+		time.Sleep(settle)
+		l.t.Log(f.name)
+		n = l.leader()
+		for i := range all {
+			l.cut[i].Store(slices.Contains(f.cut, i))
+			l.down[i].Store(slices.Contains(f.down, i))
+		}
+		f.happen()
+		l.ready()
+		l.recovered(all...)
 	}
 }
 
-func setScopes(url, token, id string, scopes ...string) reply {
-	return patch(url+"/admin/users/"+id, token, map[string]any{"scopes": scopes})
+// cutOff cuts replica 2 off for a while and checks it, and meanwhile compacts etcd's history.
+func (l *load) cutOff() {
+	url, email, admin := l.urls[2], rand.Text()+"@example.com", l.admin()
+	token := l.cluster.register(2, email).Access
+	signal(syscall.SIGSTOP, l.proxies...)
+	var writes sync.WaitGroup
+	for what, write := range map[string]func() reply{
+		"name":         func() reply { return patch(url+"/me", token, object{"name": "Eve"}) },
+		"registration": func() reply { return register(url, rand.Text()+"@example.com", password) },
+		"login":        func() reply { return login(url, email, password) },
+		"unknown user": func() reply { return login(url, "nobody@example.com", password) },
+	} {
+		writes.Go(func() {
+			if r := write(); r.status != 503 || r.retry == "" || r.took > 9*time.Second {
+				l.t.Errorf("%s while cut off: got %d, retry after %q in %s, want 503 within 9 s", what, r.status, r.retry, r.took)
+			}
+		})
+	}
+	await(l.t, 12*time.Second, "/healthz of the replica is 503", func() bool {
+		if r := get(url+"/me", token); r.status != 200 || r.took > time.Second {
+			l.t.Errorf("/me while cut off: got %d after %s, want 200 within 1 s", r.status, r.took)
+		}
+		return get(url+"/healthz", "").status == 503
+	})
+	writes.Wait()
+	want(l.t, "/me while cut off", get(url+"/me", token), 200)
+	want(l.t, "list of users while cut off", get(url+"/admin/users", admin), 503)
+	revision := l.ask("/v3/kv/range", object{"key": []byte("a")}).Header.Revision
+	l.ask("/v3/kv/compaction", object{"revision": revision, "physical": true})
+	l.recovered(0, 1)
+	fresh := l.cluster.register(0, rand.Text()+"@example.com").Access
+	signal(syscall.SIGCONT, l.proxies...)
+	l.recovered(2)
+	want(l.t, "/me of a user who registered meanwhile", get(url+"/me", fresh), 200)
 }
 
-// TestAuthentication uses a cluster that requires passwords, with tokens that expire between two
-// heartbeats, and at last all at once.
-func TestAuthentication(t *testing.T) {
-	t.Parallel()
-	c := startCluster(t, "", "--auth-token-ttl", "1")
-	prefix := base64.StdEncoding.EncodeToString([]byte("app/"))
-	end := base64.StdEncoding.EncodeToString([]byte("app0"))
-	c.must("/v3/auth/user/add", map[string]any{"name": "root", "password": "root-password"})
-	c.must("/v3/auth/user/grant", map[string]any{"user": "root", "role": "root"})
-	c.must("/v3/auth/role/add", map[string]any{"name": "app"})
-	c.must("/v3/auth/role/grant", map[string]any{"name": "app",
-		"perm": map[string]any{"permType": "READWRITE", "key": prefix, "range_end": end}})
-	c.must("/v3/auth/user/add", map[string]any{"name": "app", "password": "app-password"})
-	c.must("/v3/auth/user/grant", map[string]any{"user": "app", "role": "app"})
-	c.must("/v3/auth/enable", map[string]any{})
-	urls := startReplicas(t, c, "APP_STORE_USER=app", "APP_STORE_PASSWORD=app-password", "APP_STORE_PREFIX=app/")
-	pair := want(t, "registration", register(urls[0], "ada@example.com", password), 201)
-	for i := range 4 {
-		time.Sleep(1200 * time.Millisecond)
-		if i == 2 { // Changes to etcd's users invalidate all tokens.
-			root := c.must("/v3/auth/authenticate", map[string]any{"name": "root", "password": "root-password"})
-			token, user := root["token"].(string), map[string]any{"name": "other", "password": "other-password"}
-			want(t, "new user of etcd", call("POST", c.nodes[0].client+"/v3/auth/user/add", token, user, clientTimeout), 200)
-		}
-		for _, url := range urls {
-			want(t, "/healthz", get(url+"/healthz", ""), 200)
-			pair = want(t, "refresh", refresh(url, pair.text("refresh_token")), 200)
-		}
+// stopInFlood stops all nodes while many clients send requests, and checks the replicas' memory.
+func (l *load) stopInFlood() {
+	pair := l.cluster.register(0, rand.Text()+"@example.com")
+	requests := []func(url string) reply{
+		func(url string) reply { return register(url, rand.Text()+"@example.com", password) },
+		func(url string) reply { return refresh(url, pair.Refresh) },
+		func(url string) reply { return changePassword(url, pair.Access, password, password) },
+		func(url string) reply { return get(url+"/me", l.stranger.Access) },
 	}
+	time.AfterFunc(time.Second, func() {
+		l.t.Logf("memory of a replica in a flood: %d MiB", l.peak())
+		signal(syscall.SIGSTOP, l.nodes...)
+	})
+	end := time.Now().Add(10 * time.Second) // The requests of a replica wait 8 s for etcd.
+	time.AfterFunc(time.Until(end), func() { signal(syscall.SIGCONT, l.nodes...) })
+	atOnce(3*64, func(i int) {
+		for time.Now().Before(end) {
+			if r := requests[i/3%4](l.urls[i%3]); r.status == 503 && r.retry != "" {
+				time.Sleep(time.Second)
+			} else if r.status >= 500 || r.status == 0 {
+				l.t.Errorf("request %d in a flood: got %d %v, want no error but 503", i/3%4, r.status, r.err)
+			}
+		}
+	})
+	peak := l.peak()
+	l.t.Logf("memory of a replica in a flood without etcd: %d MiB", peak)
+	if peak == 0 || peak > maxMemory {
+		l.t.Errorf("memory of a replica in a flood without etcd: got %d MiB, want at most %d", peak, maxMemory)
+	}
+}
+
+// restore replaces the disks of all nodes by earlier copies. The replicas must serve what they hold.
+func (c *cluster) restore() {
+	old := c.register(0, "old@example.com").Access
+	signal(syscall.SIGKILL, c.nodes...)
+	backup := c.t.TempDir()
+	for _, n := range c.nodes {
+		must(0, os.CopyFS(filepath.Join(backup, n.name), os.DirFS(n.dir)))
+	}
+	c.start(c.nodes...)
+	c.ready()
+	for range 30 { // A restored cluster has a lower revision.
+		want(c.t, "a new name", patch(c.urls[0]+"/me", old, object{"name": "Eve"}), 200)
+	}
+	lost := c.register(0, "lost@example.com").Access
+	signal(syscall.SIGKILL, c.nodes...)
+	for _, n := range c.nodes {
+		n.dir = filepath.Join(backup, n.name)
+	}
+	c.start(c.nodes...)
+	c.ready()
+	for i, url := range c.urls {
+		await(c.t, recovery, fmt.Sprintf("replica %d serves the backup", i), func() bool {
+			return get(url+"/me", lost).status == 401 && get(url+"/me", old).Name == "Ada"
+		})
+		c.healthy(i, recovery)
+	}
+	c.register(1, "lost@example.com")
+	c.sameLists(0)
 }
 
 // BenchmarkRefresh measures the refreshes of 64 clients, with the file store and through replicas.
 func BenchmarkRefresh(b *testing.B) {
 	file := service.Run(b, "APP_ARGON2=m=19456,t=2,p=1", "APP_THROTTLE=off", "APP_STORE=file:"+b.TempDir()+"/store")
-	urls := startReplicas(b, startCluster(b, ""))
-	b.Run("file", func(b *testing.B) { refreshes(b, []string{file.URL}) })
-	b.Run("replicas=1", func(b *testing.B) { refreshes(b, urls[:1]) })
-	b.Run("replicas=3", func(b *testing.B) { refreshes(b, urls) })
+	c := startCluster(b, currentEtcd(), "")
+	c.runAll()
+	b.Run("file", func(b *testing.B) { refreshes(b, file.URL) })
+	b.Run("replicas=1", func(b *testing.B) { refreshes(b, c.urls[0]) })
+	b.Run("replicas=3", func(b *testing.B) { refreshes(b, c.urls...) })
 }
 
-func refreshes(b *testing.B, urls []string) {
+func refreshes(b *testing.B, urls ...string) {
 	tokens := make([]string, 64)
 	for i := range tokens {
-		address := fmt.Sprintf("%s@example.com", strings.ToLower(rand.Text()))
-		tokens[i] = want(b, "registration", register(urls[i%len(urls)], address, password), 201).text("refresh_token")
+		r := register(urls[i%len(urls)], rand.Text()+"@example.com", password)
+		tokens[i] = want(b, "registration", r, 201).Refresh
 	}
 	var left atomic.Int64
 	left.Store(int64(b.N))
@@ -203,8 +332,8 @@ func refreshes(b *testing.B, urls []string) {
 	atOnce(len(tokens), func(i int) {
 		for n := i; left.Add(-1) >= 0; n++ {
 			r := refresh(urls[n%len(urls)], tokens[i])
-			if tokens[i] = r.text("refresh_token"); r.status != http.StatusOK {
-				b.Errorf("refresh: got %d %v", r.status, r.body)
+			if tokens[i] = r.Refresh; r.status != 200 {
+				b.Errorf("refresh: got %d %s %v, want 200", r.status, r.body, r.err)
 			}
 		}
 	})

@@ -2,243 +2,260 @@ package cluster
 
 import (
 	"bytes"
-	"encoding/base64"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/url"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"jwt-auth-api/checks/service"
 )
 
-// currentEtcd builds the version of etcd that etcd/go.mod names, once, and returns its path.
-var currentEtcd = sync.OnceValues(func() (string, error) {
-	test, err := os.Executable()
+// must returns v. It panics if the machine lacks something that the tests need.
+func must[T any](v T, err error) T {
 	if err != nil {
-		return "", err
+		panic(err)
 	}
-	path := filepath.Join(filepath.Dir(test), "etcd")
+	return v
+}
+
+// currentEtcd builds the version of etcd that etcd/go.mod names, once, and returns its path.
+var currentEtcd = sync.OnceValue(func() string {
+	path := filepath.Join(filepath.Dir(must(os.Executable())), "etcd")
 	build := exec.Command("go", "build", "-C", "etcd", "-o", path, "go.etcd.io/etcd/server/v3")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return path, nil
+	build.Stderr = os.Stderr
+	must(0, build.Run())
+	return path
 })
 
-// A cluster is three nodes of etcd.
+// A cluster is three nodes of etcd, and three replicas of the service.
 type cluster struct {
-	t     testing.TB
-	path  string
-	args  []string // additional ones of each node
-	nodes []*node
+	t        testing.TB
+	path     string   // of etcd
+	args     []string // additional ones of the nodes
+	secure   bool     // etcd requires authentication
+	nodes    []*node
+	proxies  []*node
+	replicas [3]*service.Process
+	urls     []string    // of the replicas
+	stores   [3][]string // URLs of the nodes, for each replica
+	env      []string    // additional settings of the replicas
 }
 
 // A node is one process of etcd. Its addresses never change.
 type node struct {
 	name, dir    string
 	client, peer string // URLs
+	state        string // of the cluster when the node joined it
 	cmd          *exec.Cmd
 }
 
-// startCluster runs a cluster until the test ends. An empty path is the current etcd.
-func startCluster(t testing.TB, path string, args ...string) *cluster {
+// startCluster runs nodes until the test ends. With a value of etcd's flag --auth-token, they have TLS
+// and authentication. KEY in it becomes the path of a key.
+func startCluster(t testing.TB, path, tokens string, args ...string) *cluster {
 	t.Helper()
-	if path == "" {
-		var err error
-		if path, err = currentEtcd(); err != nil {
-			t.Fatal(err)
+	c := &cluster{t: t, path: path, args: args, urls: make([]string, 3)}
+	scheme := "http://"
+	if tokens != "" {
+		scheme = "https://"
+		cert, key := certificate(t)
+		c.args = append(args, "--cert-file", cert, "--key-file", key, "--bcrypt-cost", "4",
+			"--auth-token", strings.ReplaceAll(tokens, "KEY", key), "--auth-token-ttl", "1")
+		c.env = []string{"SSL_CERT_FILE=" + cert, "APP_STORE_PREFIX=app/", "APP_STORE_USER=app", "APP_STORE_PASSWORD=secret"}
+	}
+	for i := range 3 {
+		n := &node{fmt.Sprint("n", i), t.TempDir(), scheme + freeAddr(), "http://" + freeAddr(), "new", nil}
+		c.nodes = append(c.nodes, n)
+		for i := range c.stores {
+			c.stores[i] = append(c.stores[i], n.client)
 		}
 	}
-	c := &cluster{t: t, path: path, args: args}
-	for i := range 3 {
-		n := &node{name: fmt.Sprint("n", i), dir: t.TempDir(), client: freeURL(t), peer: freeURL(t)}
-		c.nodes = append(c.nodes, n)
-	}
-	for _, n := range c.nodes {
-		c.start(n, "new")
-		t.Cleanup(func() { c.kill(n) })
-	}
+	t.Cleanup(func() { signal(syscall.SIGKILL, append(c.nodes, c.proxies...)...) })
+	c.start(c.nodes...)
 	c.ready()
+	if tokens != "" {
+		c.requireAuthentication()
+	}
 	return c
 }
 
-// freeURL returns a URL at a port of 127.0.0.1 that was free a moment ago.
-func freeURL(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+// freeAddr returns an address of 127.0.0.1 that was free a moment ago.
+func freeAddr() string {
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
 	defer l.Close()
-	return "http://" + l.Addr().String()
+	return l.Addr().String()
 }
 
-func (c *cluster) start(n *node, state string) {
-	c.t.Helper()
+// certificate returns the paths of the certificate that net/http/httptest has for 127.0.0.1, which is
+// its own authority, and of its key.
+func certificate(t testing.TB) (cert, key string) {
+	server := httptest.NewTLSServer(nil)
+	defer server.Close()
+	pair := server.TLS.Certificates[0]
+	write := func(kind string, der []byte) string {
+		path := filepath.Join(t.TempDir(), "pem")
+		must(0, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+		return path
+	}
+	der := must(x509.MarshalPKCS8PrivateKey(pair.PrivateKey))
+	return write("CERTIFICATE", pair.Certificate[0]), write("PRIVATE KEY", der)
+}
+
+func (c *cluster) start(nodes ...*node) {
 	var members []string
 	for _, n := range c.nodes {
 		members = append(members, n.name+"="+n.peer)
 	}
-	n.cmd = exec.Command(c.path, append([]string{"--name", n.name, "--data-dir", n.dir,
-		"--listen-client-urls", n.client, "--advertise-client-urls", n.client,
-		"--listen-peer-urls", n.peer, "--initial-advertise-peer-urls", n.peer,
-		"--initial-cluster", strings.Join(members, ","), "--initial-cluster-state", state,
-		"--logger", "zap", "--log-level", "fatal"}, c.args...)...)
-	n.cmd.Stderr = c.t.Output()
-	if err := n.cmd.Start(); err != nil {
-		c.t.Fatal(err)
+	for _, n := range nodes {
+		c.runNode(n, append([]string{"--name", n.name, "--data-dir", n.dir,
+			"--listen-client-urls", n.client, "--advertise-client-urls", n.client,
+			"--listen-peer-urls", n.peer, "--initial-advertise-peer-urls", n.peer,
+			"--initial-cluster", strings.Join(members, ","), "--initial-cluster-state", n.state,
+			"--pre-vote", "--logger", "zap", "--log-level", "fatal"}, c.args...)...)
 	}
 }
 
-// kill ends a node as a crash does.
-func (c *cluster) kill(n *node) {
-	n.cmd.Process.Kill()
-	n.cmd.Wait()
+func (c *cluster) runNode(n *node, args ...string) {
+	n.cmd = exec.Command(c.path, args...)
+	n.cmd.Stderr = c.t.Output()
+	must(0, n.cmd.Start())
 }
 
-// ready waits until every node serves linearizable reads.
+// signal sends a signal to nodes. SIGKILL ends them as a crash does.
+func signal(s syscall.Signal, nodes ...*node) {
+	for _, n := range nodes {
+		n.cmd.Process.Signal(s)
+		if s == syscall.SIGKILL {
+			n.cmd.Wait()
+		}
+	}
+}
+
+// ready waits until every node takes part in the cluster.
 func (c *cluster) ready() {
 	c.t.Helper()
 	for _, n := range c.nodes {
 		await(c.t, 20*time.Second, n.name+" is ready", func() bool {
-			status, _ := n.post("/v3/kv/range", map[string]any{"key": "YQ=="})
-			return status == http.StatusOK || status == http.StatusBadRequest // authentication is required
+			return call("GET", n.client+"/health", "", nil).status == 200
 		})
 	}
 }
 
-// post sends a request to the JSON gateway of a node, with a short time-out.
-func (n *node) post(path string, body any) (int, map[string]any) {
-	r := call("POST", n.client+path, "", body, 2*time.Second)
-	return r.status, r.body
-}
-
-// must sends a request to the gateway of the first node that accepts it.
-func (c *cluster) must(path string, body any) (response map[string]any) {
+// ask sends a request to the gateway of the first node that accepts it.
+func (c *cluster) ask(path string, body object) (r reply) {
 	c.t.Helper()
 	await(c.t, 20*time.Second, path, func() bool {
 		return slices.ContainsFunc(c.nodes, func(n *node) bool {
-			status, r := n.post(path, body)
-			response = r
-			return status == http.StatusOK
+			token := ""
+			if c.secure {
+				token = call("POST", n.client+"/v3/auth/authenticate", "", object{"name": "root", "password": "secret"}).Token
+			}
+			r = call("POST", n.client+path, token, body)
+			return r.status == 200
 		})
 	})
-	return response
+	return r
 }
 
-// leader returns the leader.
+// requireAuthentication has etcd require it. The replicas' user may use only the keys of their prefix.
+func (c *cluster) requireAuthentication() {
+	keys := object{"permType": "READWRITE", "key": []byte("app/"), "range_end": []byte("app0")}
+	c.ask("/v3/auth/role/add", object{"name": "app"})
+	c.ask("/v3/auth/role/grant", object{"name": "app", "perm": keys})
+	for _, name := range []string{"root", "app"} {
+		c.ask("/v3/auth/user/add", object{"name": name, "password": "secret"})
+		c.ask("/v3/auth/user/grant", object{"user": name, "role": name})
+	}
+	c.ask("/v3/auth/enable", object{})
+	c.secure = true
+}
+
 func (c *cluster) leader() (leader *node) {
 	c.t.Helper()
 	await(c.t, 20*time.Second, "there is a leader", func() bool {
 		for _, n := range c.nodes {
-			_, r := n.post("/v3/maintenance/status", nil)
-			if header, ok := r["header"].(map[string]any); ok && r["leader"] == header["member_id"] {
+			if bytes.Contains(call("GET", n.client+"/metrics", "", nil).body, []byte("\netcd_server_is_leader 1\n")) {
 				leader = n
-				return true
 			}
 		}
-		return false
+		return leader != nil
 	})
 	return leader
 }
 
-// urls returns the addresses of the nodes for clients.
-func (c *cluster) urls() (urls []string) {
-	for _, n := range c.nodes {
-		urls = append(urls, n.client)
-	}
-	return urls
-}
-
 // replace gives a node that has lost its disk a new place in the cluster.
 func (c *cluster) replace(n *node) {
-	c.t.Helper()
-	members, _ := c.must("/v3/cluster/member/list", nil)["members"].([]any)
-	for _, m := range members {
-		if m := m.(map[string]any); m["name"] == n.name {
-			c.must("/v3/cluster/member/remove", map[string]any{"ID": m["ID"]})
+	for _, m := range c.ask("/v3/cluster/member/list", object{}).Members {
+		if m.Name == n.name {
+			c.ask("/v3/cluster/member/remove", object{"ID": m.ID})
 		}
 	}
-	c.must("/v3/cluster/member/add", map[string]any{"peerURLs": []string{n.peer}})
-	c.start(n, "existing")
+	c.ask("/v3/cluster/member/add", object{"peerURLs": []string{n.peer}})
+	n.state = "existing"
+	c.start(n)
 }
 
-// compact removes etcd's history.
-func (c *cluster) compact() {
-	c.t.Helper()
-	header := c.must("/v3/kv/range", map[string]any{"key": "YQ=="})["header"].(map[string]any)
-	c.must("/v3/kv/compaction", map[string]any{"revision": header["revision"], "physical": true})
-}
-
-// forward forwards TCP connections to a URL until the test ends, and returns the proxy's URL. While
-// the gate is locked, nothing gets through, as in a network that loses all packets. What was sent
-// meanwhile arrives later.
-func forward(t testing.TB, target string, gate *sync.RWMutex) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// proxy has a replica reach etcd through TCP proxies, which the program etcd has too. While they are
+// stopped, nothing gets through, as in a network that loses all packets.
+func (c *cluster) proxy(replica int) {
+	for i, url := range c.stores[replica] {
+		scheme, target, _ := strings.Cut(url, "//")
+		addr := freeAddr()
+		c.stores[replica][i] = scheme + "//" + addr
+		c.proxies = append(c.proxies, &node{})
+		c.runNode(c.proxies[i], "gateway", "start", "--listen-addr", addr, "--endpoints", target, "--retry-delay", "100ms")
 	}
-	t.Cleanup(func() { l.Close() })
-	pipe := func(to, from net.Conn) {
-		defer to.Close()
-		for buf := make([]byte, 64<<10); ; {
-			n, err := from.Read(buf)
-			gate.RLock()
-			if n > 0 {
-				_, err = to.Write(buf[:n])
-			}
-			gate.RUnlock()
-			if err != nil {
-				return
-			}
-		}
-	}
-	go func() {
-		for {
-			down, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				gate.RLock()
-				up, err := net.Dial("tcp", strings.TrimPrefix(target, "http://"))
-				gate.RUnlock()
-				if err != nil {
-					down.Close()
-					return
-				}
-				go pipe(up, down)
-				pipe(down, up)
-			}()
-		}
-	}()
-	return "http://" + l.Addr().String()
 }
 
 const secret = "0123456789abcdef0123456789abcdef"
 
-// run runs a replica that uses the given URLs of etcd.
-func run(t testing.TB, urls []string, env ...string) *service.Process {
-	t.Helper()
-	return service.Run(t, slices.Concat([]string{"APP_JWT_SECRET=" + secret, "APP_ARGON2=m=19456,t=2,p=1",
-		"APP_THROTTLE=off", "APP_STORE=etcd:" + strings.Join(urls, ",")}, env)...)
+// run runs a replica.
+func (c *cluster) run(i int, env ...string) {
+	c.replicas[i] = service.Run(c.t, slices.Concat([]string{"APP_JWT_SECRET=" + secret, "APP_ARGON2=m=19456,t=2,p=1",
+		"APP_THROTTLE=off", "APP_STORE=etcd:" + strings.Join(c.stores[i], ","), "CLUSTER=" + c.nodes[0].peer},
+		c.env, env)...)
 }
 
 // healthy waits until a replica is.
-func healthy(t testing.TB, within time.Duration, urls ...string) {
-	t.Helper()
-	for _, url := range urls {
-		await(t, within, url+" is healthy", func() bool { return get(url+"/healthz", "").status == http.StatusOK })
+func (c *cluster) healthy(i int, within time.Duration) {
+	c.t.Helper()
+	what := fmt.Sprintf("replica %d is healthy", i)
+	await(c.t, within, what, func() bool { return get(c.urls[i]+"/healthz", "").status == 200 })
+}
+
+// peak returns the most memory that one of the replicas has taken, in MiB.
+func (c *cluster) peak() (mib int) {
+	for _, path := range must(filepath.Glob("/proc/[0-9]*/environ")) {
+		if env, _ := os.ReadFile(path); bytes.Contains(env, []byte("CLUSTER="+c.nodes[0].peer)) {
+			_, text, _ := strings.Cut(string(must(os.ReadFile(filepath.Dir(path)+"/status"))), "VmHWM:")
+			kib := 0
+			must(fmt.Sscan(text, &kib))
+			mib = max(mib, kib/1024)
+		}
 	}
+	return mib
+}
+
+// atOnce calls f for 0 to n-1 at the same moment.
+func atOnce(n int, f func(i int)) {
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { f(i) })
+	}
+	all.Wait()
 }
 
 // await polls a condition until it holds. The test fails if that takes too long.
@@ -254,102 +271,71 @@ func await(t testing.TB, within time.Duration, what string, holds func() bool) {
 	t.Logf("%s: after %s", what, time.Since(begin).Round(time.Millisecond))
 }
 
-// A reply is the response to a request.
+// A reply is the response to a request. It has the members of the bodies of the service and of etcd.
 type reply struct {
 	status int // 0: none
-	body   map[string]any
-	list   []map[string]any // if the body is an array
 	retry  string
+	body   []byte
 	err    error
 	took   time.Duration
+
+	ID, Name, Token string
+	Access          string `json:"access_token"`
+	Refresh         string `json:"refresh_token"`
+	Header          struct{ Revision string }
+	Members         []struct{ ID, Name string }
 }
 
-func (r reply) text(name string) string {
-	text, _ := r.body[name].(string)
-	return text
-}
+type object = map[string]any
 
-var transport = &http.Transport{MaxIdleConnsPerHost: 256}
+var client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
+	MaxIdleConnsPerHost: 256, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 
-// call sends a request with a form, or with a JSON body.
-func call(method, address, authorization string, body any, timeout time.Duration) (r reply) {
+// call sends a request with a JSON body.
+func call(method, url, authorization string, body any) (r reply) {
 	begin := time.Now()
-	defer func() { r.took = time.Since(begin) }()
-	contentType := "application/json"
-	text, _ := json.Marshal(body)
-	switch form := body.(type) {
-	case nil:
-		text = []byte("{}")
-	case url.Values:
-		contentType, text = "application/x-www-form-urlencoded", []byte(form.Encode())
-	}
-	req, err := http.NewRequest(method, address, bytes.NewReader(text))
-	if err != nil {
-		return reply{err: err}
-	}
-	req.Header = http.Header{"Content-Type": {contentType}}
-	if authorization != "" {
+	req := must(http.NewRequest(method, url, bytes.NewReader(must(json.Marshal(body)))))
+	req.Header.Set("Content-Type", "application/json")
+	if authorization != "" { // etcd 3.4 rejects an empty one
 		req.Header.Set("Authorization", authorization)
 	}
-	resp, err := (&http.Client{Transport: transport, Timeout: timeout}).Do(req)
-	if err != nil {
-		return reply{err: err}
+	resp, err := client.Do(req)
+	if err == nil {
+		defer resp.Body.Close()
+		if r.body, err = io.ReadAll(resp.Body); err == nil {
+			json.Unmarshal(r.body, &r)
+			r.status, r.retry = resp.StatusCode, resp.Header.Get("Retry-After")
+		}
 	}
-	defer resp.Body.Close()
-	if text, err = io.ReadAll(resp.Body); err != nil {
-		return reply{err: err}
-	}
-	r.status, r.retry = resp.StatusCode, resp.Header.Get("Retry-After")
-	if bytes.HasPrefix(text, []byte("[")) {
-		json.Unmarshal(text, &r.list)
-	} else {
-		json.Unmarshal(text, &r.body)
-	}
+	r.err, r.took = err, time.Since(begin)
 	return r
 }
 
-const clientTimeout = 20 * time.Second
+func get(url, token string) reply                { return call("GET", url, "Bearer "+token, nil) }
+func post(url, token string, body object) reply  { return call("POST", url, "Bearer "+token, body) }
+func patch(url, token string, body object) reply { return call("PATCH", url, "Bearer "+token, body) }
 
-func get(url, token string) reply { return call("GET", url, bearer(token), nil, clientTimeout) }
-func post(url, token string, body any) reply {
-	return call("POST", url, bearer(token), body, clientTimeout)
-}
-func patch(url, token string, body any) reply {
-	return call("PATCH", url, bearer(token), body, clientTimeout)
+func register(url, email, password string) reply {
+	return post(url+"/auth/register", "", object{"email": email, "password": password, "name": "Ada"})
 }
 
-func bearer(token string) string {
-	if token == "" {
-		return ""
-	}
-	return "Bearer " + token
-}
-
-func register(url, address, password string) reply {
-	return post(url+"/auth/register", "", map[string]any{"email": address, "password": password, "name": "Ada"})
-}
-
-func login(base, address, password string) reply {
-	return post(base+"/auth/login", "", url.Values{"username": {address}, "password": {password}})
+func login(url, email, password string) reply {
+	return post(url+"/auth/login", "", object{"username": email, "password": password})
 }
 
 func refresh(url, token string) reply {
-	return post(url+"/auth/refresh", "", map[string]any{"refresh_token": token})
+	return post(url+"/auth/refresh", "", object{"refresh_token": token})
+}
+
+func changePassword(url, token, from, to string) reply {
+	return post(url+"/auth/password", token, object{"current_password": from, "new_password": to})
 }
 
 // want fails the test if a reply has another status.
 func want(t testing.TB, what string, r reply, status int) reply {
 	t.Helper()
 	if r.status != status {
-		t.Fatalf("%s: got %d %v %v after %s, want %d", what, r.status, r.body, r.err, r.took, status)
+		t.Fatalf("%s: got %d %s %v after %s, want %d", what, r.status, r.body, r.err, r.took, status)
 	}
 	return r
-}
-
-// gen returns the generation of a refresh token.
-func gen(token string) int {
-	payload, _ := base64.RawURLEncoding.DecodeString(strings.Split(token+"..", ".")[1])
-	var claims struct{ Gen int }
-	json.Unmarshal(payload, &claims)
-	return claims.Gen
 }
