@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	tryTimeout  = 2 * time.Second        // of a request to an endpoint
+	tryTimeout  = time.Second            // of a request to an endpoint
 	scanTimeout = 30 * time.Second       // of a request to an endpoint for an interval
 	retryPause  = 100 * time.Millisecond // after an endpoint failed
 )
