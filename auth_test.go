@@ -35,6 +35,7 @@ import (
 	"jwt-auth-api/internal/email"
 	"jwt-auth-api/internal/logwriter"
 	"jwt-auth-api/internal/phc"
+	"jwt-auth-api/internal/testfile"
 	"jwt-auth-api/internal/throttle"
 )
 
@@ -96,17 +97,6 @@ func equal[T comparable](t testing.TB, name string, got, want T) {
 	}
 }
 
-// readTestdata decodes a file of testdata into v. A member that v lacks is an error.
-func readTestdata(t testing.TB, name string, v any) {
-	t.Helper()
-	content, err := os.ReadFile("testdata/" + name)
-	decoder := json.NewDecoder(bytes.NewReader(content))
-	decoder.DisallowUnknownFields()
-	if err := cmp.Or(err, decoder.Decode(v)); err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-}
-
 // A dataRow is a row of a file of testdata. Its input is a string, or a JSON text as written.
 type dataRow struct {
 	Name  string
@@ -123,10 +113,7 @@ func (row dataRow) input() string {
 // checkRows compares the error of check, for the input of each row of a file, with the row's want.
 func checkRows(t *testing.T, file string, check func(input string) error) {
 	t.Helper()
-	var rows []dataRow
-	readTestdata(t, file, &rows)
-	equal(t, file+" has rows", len(rows) > 0, true)
-	for _, row := range rows {
+	for _, row := range testfile.Read[[]dataRow](t, file) {
 		equal(t, row.Name, errText(check(row.input())), row.Want)
 	}
 }
@@ -162,12 +149,11 @@ func (v jwsVector) check() error {
 // TestPublishedTokens begins with the example of RFC 7515 appendix A.1. It compares the reasons too:
 // a token rejected for another reason would hide a missing check.
 func TestPublishedTokens(t *testing.T) {
-	var file struct {
+	file := testfile.Read[struct {
 		About    string
 		Licences map[string]string
 		Vectors  []jwsVector
-	}
-	readTestdata(t, "jws_hs256.json", &file)
+	}](t, "jws_hs256.json")
 	equal(t, "vectors", len(file.Vectors), 75)
 	for _, v := range file.Vectors {
 		want := map[string]string{"accept": "accepted", "reject": v.Reason}[v.Expect]
@@ -178,11 +164,10 @@ func TestPublishedTokens(t *testing.T) {
 // TestTokensOfTheOriginal verifies the pair that PyJWT made for the original service, and makes the
 // same bytes, with a session after them.
 func TestTokensOfTheOriginal(t *testing.T) {
-	var file struct {
+	file := testfile.Read[struct {
 		About, Secret string
 		Tokens        []struct{ Type, Token, Claims string }
-	}
-	readTestdata(t, "tokens.json", &file)
+	}](t, "tokens.json")
 	equal(t, "tokens", len(file.Tokens), 2)
 	for _, token := range file.Tokens {
 		c, _ := parseClaims(token.Claims)
@@ -445,11 +430,10 @@ type argon2Vector struct {
 
 // TestPublishedHashes computes each hash with its own parameters, mostly the defaults.
 func TestPublishedHashes(t *testing.T) {
-	var file struct {
+	file := testfile.Read[struct {
 		About   string
 		Vectors []argon2Vector
-	}
-	readTestdata(t, "argon2.json", &file)
+	}](t, "argon2.json")
 	equal(t, "vectors", len(file.Vectors), 74)
 	p := &passwords{params: phc.Params{Memory: 65536, Time: 3, Threads: 4}}
 	for _, v := range file.Vectors {
@@ -1421,9 +1405,7 @@ func TestAdminMemory(t *testing.T) {
 
 // addSeeds adds each row of a file, as build returns it, to a corpus.
 func addSeeds(f *testing.F, file string, build func(input string) []any) {
-	var rows []dataRow
-	readTestdata(f, file, &rows)
-	for _, row := range rows {
+	for _, row := range testfile.Read[[]dataRow](f, file) {
 		f.Add(build(row.input())...)
 	}
 }

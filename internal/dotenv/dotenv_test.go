@@ -1,31 +1,19 @@
 package dotenv
 
 import (
-	"encoding/json"
 	"fmt"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"jwt-auth-api/internal/testfile"
 )
 
 type row struct{ Name, Input, Want string }
 
-func readRows(t testing.TB, path string) (rows []row) {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err == nil {
-		err = json.Unmarshal(text, &rows)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return rows
-}
-
 func TestParseAccepts(t *testing.T) {
-	for _, row := range readRows(t, "testdata/accepted.json") {
+	for _, row := range testfile.Read[[]row](t, "accepted.json") {
 		for _, prefix := range []string{"APP_", "app_"} {
 			vars, err := Parse(row.Input, prefix)
 			var got []string
@@ -40,7 +28,7 @@ func TestParseAccepts(t *testing.T) {
 }
 
 func TestParseRejects(t *testing.T) {
-	for _, row := range append(readRows(t, "testdata/rejected.json"),
+	for _, row := range append(testfile.Read[[]row](t, "rejected.json"),
 		row{"UTF-16", "\xff\xfeA\x00", ".env: not UTF-8 text: save the file as UTF-8"},
 		row{"Latin-1 in a comment", "# \xe9", ".env: not UTF-8 text: save the file as UTF-8"},
 	) {
@@ -73,7 +61,7 @@ var safeError = regexp.MustCompile(`^((^|\n)(\.env: not UTF-8 text: save the fil
 // FuzzParse checks that name and value are those of the line, that a line of another program changes
 // nothing, and that an error contains no text of the file except the names of variables.
 func FuzzParse(f *testing.F) {
-	for _, row := range slices.Concat(readRows(f, "testdata/rejected.json"), readRows(f, "testdata/accepted.json")) {
+	for _, row := range slices.Concat(testfile.Read[[]row](f, "rejected.json"), testfile.Read[[]row](f, "accepted.json")) {
 		f.Add(row.Input)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

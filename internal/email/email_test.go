@@ -1,31 +1,20 @@
 package email
 
 import (
-	"encoding/json"
 	"net/mail"
-	"os"
 	"strings"
 	"testing"
 	"unicode"
 	"unicode/utf8"
+
+	"jwt-auth-api/internal/testfile"
 )
 
 // A row of testdata/addresses.json wants the canonical address or the sentence that rejects it.
 type row struct{ Name, Input, Want string }
 
-func readRows(tb testing.TB) (rows []row) {
-	data, err := os.ReadFile("testdata/addresses.json")
-	if err == nil {
-		err = json.Unmarshal(data, &rows)
-	}
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return rows
-}
-
 func TestParse(t *testing.T) {
-	for _, row := range readRows(t) {
+	for _, row := range testfile.Read[[]row](t, "addresses.json") {
 		got, err := Parse(row.Input)
 		if err != nil {
 			got += err.Error()
@@ -150,7 +139,7 @@ func appendDelta(output []byte, delta, bias int) []byte {
 // FuzzAddress checks that Parse is idempotent, agrees with Key, accepts nothing that net/mail
 // rejects, and accepts each domain in one Punycode spelling.
 func FuzzAddress(f *testing.F) {
-	for _, row := range readRows(f) {
+	for _, row := range testfile.Read[[]row](f, "addresses.json") {
 		f.Add(row.Input)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

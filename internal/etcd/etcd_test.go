@@ -3,19 +3,19 @@ package etcd
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"jwt-auth-api/internal/testfile"
 )
 
 // A row of testdata/calls.json makes calls of one Client with the endpoints a and b.
@@ -32,18 +32,6 @@ type row struct {
 	Requests []string // endpoint, path, token and body of each, unless nil
 	Want     []string // time and result of each call
 	Warnings []string
-}
-
-func readRows(t testing.TB) (rows []row) {
-	t.Helper()
-	text, err := os.ReadFile("testdata/calls.json")
-	if err == nil {
-		err = json.Unmarshal(text, &rows)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return rows
 }
 
 var header = regexp.MustCompile(`\bH(\d+)`)
@@ -163,7 +151,7 @@ func printKVs(kvs []KV) string {
 }
 
 func TestCalls(t *testing.T) {
-	for _, row := range readRows(t) {
+	for _, row := range testfile.Read[[]row](t, "calls.json") {
 		synctest.Test(t, func(t *testing.T) {
 			f := &fake{replies: row.Replies}
 			var got, warnings []string
@@ -282,7 +270,7 @@ func FuzzPrefix(f *testing.F) {
 // FuzzWatch cuts a body. The changes before the cut are the same, none is empty, and the revision to
 // continue from is that after the last one.
 func FuzzWatch(f *testing.F) {
-	for _, row := range readRows(f) {
+	for _, row := range testfile.Read[[]row](f, "calls.json") {
 		for _, reply := range row.Replies {
 			_, body, _ := strings.Cut(expand(reply), " ~ ")
 			body = strings.ReplaceAll(body, " ~ ", "\n")

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"unicode/utf8"
+
+	"jwt-auth-api/internal/testfile"
 )
 
 // A testCase is a row of a file in testdata.
@@ -27,17 +29,6 @@ type testCase struct {
 	Rule        string // rule for field a, with its bounds
 	Input       string
 	Want        any // value of field a, list of faults, or error
-}
-
-// load returns the rows of a file in testdata.
-func load(t testing.TB, file string) []testCase {
-	t.Helper()
-	data, err := os.ReadFile("testdata/" + file)
-	var rows []testCase
-	if err := errors.Join(err, json.Unmarshal(data, &rows)); err != nil {
-		t.Fatal(err)
-	}
-	return rows
 }
 
 // check compares a value or an error with what the row wants, as JSON.
@@ -71,7 +62,7 @@ var readers = map[string]func(*http.Request) *Input{
 
 // TestRead reads requests and takes field a, a string.
 func TestRead(t *testing.T) {
-	for _, row := range load(t, "requests.json") {
+	for _, row := range testfile.Read[[]testCase](t, "requests.json") {
 		in := Query(row.Input, "a", "b")
 		if row.Reader != "query" {
 			in = readers[row.Reader](request(row.ContentType, strings.NewReader(row.Input)))
@@ -131,7 +122,7 @@ var rules = map[string]func(in *Input, min, max int) any{
 
 // TestRules takes field a of a JSON object, or of a query for int.
 func TestRules(t *testing.T) {
-	for _, row := range load(t, "rules.json") {
+	for _, row := range testfile.Read[[]testCase](t, "rules.json") {
 		var rule string
 		var lo, hi int
 		fmt.Sscan(row.Rule, &rule, &lo, &hi)
@@ -183,7 +174,7 @@ func TestFaults(t *testing.T) {
 }
 
 func TestBoundary(t *testing.T) {
-	for _, row := range load(t, "boundaries.json") {
+	for _, row := range testfile.Read[[]testCase](t, "boundaries.json") {
 		row.check(t, parseBoundary(row.Input), nil)
 	}
 }
@@ -196,7 +187,7 @@ func writable(boundary string) bool {
 // FuzzBoundary finds boundaries. Where package mime parses the header, the two agree, and mime/multipart
 // decides which boundaries are valid.
 func FuzzBoundary(f *testing.F) {
-	for _, row := range load(f, "boundaries.json") {
+	for _, row := range testfile.Read[[]testCase](f, "boundaries.json") {
 		f.Add(row.Input)
 	}
 	f.Fuzz(func(t *testing.T, contentType string) {
@@ -249,7 +240,7 @@ func FuzzMultipart(f *testing.F) {
 
 // FuzzURLEncoded reads a form and a query. Where net/url parses the text, they agree with it.
 func FuzzURLEncoded(f *testing.F) {
-	for _, row := range load(f, "requests.json") {
+	for _, row := range testfile.Read[[]testCase](f, "requests.json") {
 		f.Add(row.Input)
 	}
 	f.Add("=&&;=%zz&+=%2B&a=%ff")

@@ -3,7 +3,6 @@ package middleware
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -19,6 +17,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"jwt-auth-api/internal/testfile"
 )
 
 // play is a handler that runs the commands in the query: a status, flush, wait, panic, abort, or else
@@ -235,20 +235,13 @@ func TestLimit(t *testing.T) {
 }
 
 func TestClientIP(t *testing.T) {
-	var rows []struct {
+	type row struct {
 		Name               string
 		Proxies, Forwarded []string
 		Peer, Want         string
 		Warnings           int
 	}
-	text, err := os.ReadFile("testdata/client_ip.json")
-	if err == nil {
-		err = json.Unmarshal(text, &rows)
-	}
-	if err != nil || len(rows) == 0 {
-		t.Fatalf("testdata/client_ip.json: got %d rows and %v, want rows", len(rows), err)
-	}
-	for _, row := range rows {
+	for _, row := range testfile.Read[[]row](t, "client_ip.json") {
 		var proxies []netip.Prefix
 		for _, proxy := range row.Proxies {
 			proxies = append(proxies, netip.MustParsePrefix(proxy))

@@ -1,7 +1,6 @@
 package openapi
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -9,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"jwt-auth-api/internal/testfile"
 )
 
 func load(t *testing.T) Description {
@@ -18,19 +19,6 @@ func load(t *testing.T) Description {
 		t.Fatal(err)
 	}
 	return d
-}
-
-// readRows reads the rows of a table in testdata.
-func readRows[Row any](t *testing.T, file string) (rows []Row) {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata", file))
-	if err == nil {
-		err = json.Unmarshal(text, &rows)
-	}
-	if err != nil || len(rows) == 0 {
-		t.Fatalf("%s: got %d rows and the error %v, want rows", file, len(rows), err)
-	}
-	return rows
 }
 
 func TestLoad(t *testing.T) {
@@ -107,7 +95,7 @@ func TestSchemas(t *testing.T) {
 		Accepts, Rejects []any
 	}
 	d := load(t)
-	for _, row := range readRows[row](t, "schemas.json") {
+	for _, row := range testfile.Read[[]row](t, "schemas.json") {
 		for _, value := range row.Accepts {
 			if err := d.fits("value", row.Schema, value); err != nil {
 				t.Errorf("%s: got %v, want %v to be accepted", row.Name, err, value)
@@ -133,7 +121,7 @@ func TestSound(t *testing.T) {
 		Description Description
 		Want        []string
 	}
-	for _, row := range readRows[row](t, "unsound.json") {
+	for _, row := range testfile.Read[[]row](t, "unsound.json") {
 		got := strings.Split(fmt.Sprint(row.Description.Sound()), "\n")
 		if !slices.EqualFunc(got, row.Want, strings.Contains) {
 			t.Errorf("%s: got %q, want %q", row.Name, got, row.Want)

@@ -1,26 +1,16 @@
 package phc
 
 import (
-	"encoding/json"
-	"errors"
-	"os"
 	"testing"
+
+	"jwt-auth-api/internal/testfile"
 )
 
 // A row is an encoded hash with the error of Parse, or "accepted".
 type row struct{ Name, Input, Want string }
 
-func load(t testing.TB) (rows []row) {
-	t.Helper()
-	content, err := os.ReadFile("testdata/phc.json")
-	if err := errors.Join(err, json.Unmarshal(content, &rows)); err != nil {
-		t.Fatal(err)
-	}
-	return rows
-}
-
 func TestParse(t *testing.T) {
-	for _, row := range load(t) {
+	for _, row := range testfile.Read[[]row](t, "phc.json") {
 		h, err := Parse(row.Input)
 		got, want := "accepted", row.Input
 		if err != nil {
@@ -34,7 +24,7 @@ func TestParse(t *testing.T) {
 
 // FuzzParse checks the bounds of what a hash costs, and that an accepted one formats to itself.
 func FuzzParse(f *testing.F) {
-	for _, row := range load(f) {
+	for _, row := range testfile.Read[[]row](f, "phc.json") {
 		f.Add(row.Input)
 	}
 	f.Fuzz(func(t *testing.T, encoded string) {

@@ -5,27 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"jwt-auth-api/internal/testfile"
 )
 
 type row struct{ Name, Input, Kind, Want string }
-
-func readRows(t testing.TB, path string) (rows []row) {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err == nil {
-		err = json.Unmarshal(text, &rows)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return rows
-}
 
 // unprintable holds texts that are not UTF-8 or too long for testdata/rejected.json.
 var unprintable = []row{
@@ -43,7 +32,7 @@ var unprintable = []row{
 }
 
 func TestParseObjectRejects(t *testing.T) {
-	for _, row := range append(readRows(t, "testdata/rejected.json"), unprintable...) {
+	for _, row := range append(testfile.Read[[]row](t, "rejected.json"), unprintable...) {
 		if err := ParseObject(row.Input, ignore); err == nil || err.Error() != row.Want {
 			t.Errorf("%s: got %v, want %s", row.Name, err, row.Want)
 		}
@@ -58,7 +47,7 @@ func ignore(string, Value) error { return nil }
 func TestParseObjectAccepts(t *testing.T) {
 	kinds := map[string]Kind{"string": String, "number": Number, "literal": Literal, "object": Object, "array": Array}
 	deep, wide := strings.Repeat("[", 999)+strings.Repeat("]", 999), "[[]"+strings.Repeat(",{},[]", 1000)+"]"
-	for _, row := range append(readRows(t, "testdata/accepted.json"),
+	for _, row := range append(testfile.Read[[]row](t, "accepted.json"),
 		row{"1000 levels", `{"a":` + deep + `}`, "array", deep},
 		row{"many values at one level", `{"a":` + wide + `}`, "array", wide},
 	) {
@@ -217,7 +206,7 @@ func hasLoneSurrogate(text string) bool {
 // FuzzParseObject compares with encoding/json: a text is accepted if encoding/json accepts it and no
 // rule of stricter applies, and has the same members.
 func FuzzParseObject(f *testing.F) {
-	rows := slices.Concat(readRows(f, "testdata/rejected.json"), readRows(f, "testdata/accepted.json"), unprintable)
+	rows := slices.Concat(testfile.Read[[]row](f, "rejected.json"), testfile.Read[[]row](f, "accepted.json"), unprintable)
 	for _, row := range rows {
 		if len(row.Input) < 256 { // the fuzzer would spend its time on long seeds
 			f.Add(row.Input)
