@@ -381,9 +381,9 @@ func (s *users) witness(c change) (user, error) {
 	return other, nil
 }
 
-// apply replaces a record unless the present one is as new, and reports whether it did. It is the only
-// function that modifies the maps. It is called with mu held.
-func (s *users) apply(u user) bool {
+// apply replaces a record unless the present one is as new. It is the only function that modifies the
+// maps. It is called with mu held.
+func (s *users) apply(u user) {
 	i, known := s.ids[u.ID]
 	if !known {
 		i = len(s.records)
@@ -391,24 +391,23 @@ func (s *users) apply(u user) bool {
 		for ; i > 0 && s.records[i-1].place > u.place; i-- { // registered at another replica, and seen earlier
 			later := s.records[i-1]
 			s.records[i], s.ids[later.ID] = later, i
-			if !later.Deleted {
-				s.emails[email.Key(later.Email)] = i
+			if key := email.Key(later.Email); !later.Deleted && s.emails[key] == i-1 {
+				s.emails[key] = i
 			}
 		}
 		s.records[i], s.ids[u.ID] = &user{}, i
 	}
 	old := s.records[i]
 	if u.Version <= old.Version {
-		return false
+		return
 	}
 	if u.Deleted {
 		if key := email.Key(old.Email); s.emails[key] == i { // otherwise a later user has it
 			delete(s.emails, key)
 		}
 		u = user{ID: u.ID, Version: u.Version, Deleted: true, place: old.place}
-	} else {
-		s.emails[email.Key(u.Email)] = i
+	} else if key := email.Key(u.Email); s.emails[key] <= i {
+		s.emails[key] = i
 	}
 	s.records[i] = &u
-	return true
 }
