@@ -298,7 +298,11 @@ func (a *auth) replacePassword(ctx context.Context, id, account, password, next 
 		hash = a.passwords.hash(next)
 	}
 	return a.users.update(ctx, u.ID, func(latest *user) error {
-		if latest.hash.reveal() != u.hash.reveal() {
+		switch latest.hash.reveal() {
+		case u.hash.reveal():
+		case hash.reveal():
+			return errUnchanged // An earlier call has made the change.
+		default:
 			return errHashChanged
 		}
 		latest.hash = hash

@@ -12,7 +12,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -143,17 +142,16 @@ const (
 // An etcdStore shares the records with other replicas through etcd. It watches their changes, so that
 // the maps follow. Keys begin with a prefix: u/ID holds a record, a/EMAIL KEY the id of its user.
 //
-// Each replica also writes the time to b/REPLICA twice a second. Changes are seen in order, so when a
-// replica sees its own heartbeat, it has seen all changes before.
+// Each replica also writes its name and the time to b twice a second. Changes are seen in order, so when
+// a replica sees its own heartbeat, it has seen all changes before.
 type etcdStore struct {
 	*users
 	config  etcd.Config
 	client  atomic.Pointer[etcd.Client]
 	prefix  string
-	replica string // key of the heartbeat
+	replica string // name of this one in the heartbeats
 	log     *slog.Logger
 	stop    context.CancelFunc
-	beating sync.WaitGroup
 	seen    atomic.Int64 // time of the last heartbeat seen, in nanoseconds since the epoch
 }
 
@@ -161,11 +159,11 @@ type etcdStore struct {
 // has, each time. The store works until it is closed, also if ctx is done.
 func openEtcd(ctx context.Context, s *users, cfg etcd.Config, prefix string, log *slog.Logger,
 	loaded func(context.Context) error) {
-	e := &etcdStore{users: s, config: cfg, prefix: prefix, replica: prefix + "b/" + newUUID(), log: log}
+	e := &etcdStore{users: s, config: cfg, prefix: prefix, replica: newUUID(), log: log}
 	e.client.Store(etcd.New(cfg))
 	s.store = e
 	ctx, e.stop = context.WithCancel(context.WithoutCancel(ctx))
-	e.beating.Go(func() { e.beat(ctx) })
+	go e.beat(ctx)
 	go func() {
 		for ctx.Err() == nil {
 			if err := e.follow(ctx, loaded); ctx.Err() == nil {
@@ -201,7 +199,7 @@ func (e *etcdStore) follow(ctx context.Context, loaded func(context.Context) err
 // load replaces the maps by the records at the current revision, which it returns, and the client. It
 // reads the records by the first character of the ids, because etcd scans all keys for a limit.
 func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error) {
-	_, revision, err := client.Range(ctx, e.replica, "", 0)
+	_, revision, err := client.Range(ctx, e.prefix+"b", "", 0)
 	if err != nil {
 		return 0, err
 	}
@@ -255,11 +253,11 @@ func (e *etcdStore) decode(kv etcd.KV) (user, error) {
 // changed applies changes that the watch reports.
 func (e *etcdStore) changed(kvs []etcd.KV) {
 	for _, kv := range kvs {
-		key := string(kv.Key)
-		if at, err := time.Parse(time.RFC3339Nano, string(kv.Value)); err == nil && key == e.replica {
+		value, own := strings.CutPrefix(string(kv.Value), e.replica)
+		if at, err := time.Parse(time.RFC3339Nano, value); own && err == nil {
 			e.seen.Store(at.UnixNano())
 		}
-		if !strings.HasPrefix(key, e.prefix+"u/") {
+		if !strings.HasPrefix(string(kv.Key), e.prefix+"u/") {
 			continue
 		}
 		if err := e.applyKV(kv); err != nil {
@@ -280,18 +278,14 @@ func (e *etcdStore) applyKV(kv etcd.KV) error {
 	return nil
 }
 
-// beat writes heartbeats until ctx is done, and then deletes the key.
+// beat writes heartbeats until ctx is done.
 func (e *etcdStore) beat(ctx context.Context) {
-	txn := etcd.Txn{Compare: map[string]int64{e.prefix + "b/": 0}} // a key that never exists
+	txn := etcd.Txn{Compare: map[string]int64{e.prefix: 0}} // a key that never exists
 	for ctx.Err() == nil {
-		txn.Put = map[string][]byte{e.replica: []byte(time.Now().UTC().Format(time.RFC3339Nano))}
+		txn.Put = map[string][]byte{e.prefix + "b": []byte(e.replica + time.Now().UTC().Format(time.RFC3339Nano))}
 		e.client.Load().Commit(ctx, txn) // A failure is seen as a missing heartbeat.
 		sleep(ctx, heartbeat)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-	defer cancel()
-	txn.Put, txn.Delete = nil, []string{e.replica}
-	e.client.Load().Commit(ctx, txn)
 }
 
 // commit makes a change with one transaction, which etcd makes only if the keys are at the revisions
@@ -391,7 +385,6 @@ func (e *etcdStore) check() error {
 
 func (e *etcdStore) close() error {
 	e.stop()
-	e.beating.Wait()
 	return nil
 }
 
