@@ -28,7 +28,7 @@ func derive(password string, h phc.Hash, length int) []byte {
 	return argon2.IDKey([]byte(password), h.Salt, h.Time, h.Memory, h.Threads, uint32(length))
 }
 
-const errMismatch apiError = "wrong password"
+var errMismatch = errors.New("wrong password")
 
 // passwords hashes and verifies passwords. Each hash takes the memory of its parameters and as many
 // cores as it has lanes, so callers of hash and verify acquire a slot of the queue first.
@@ -229,7 +229,7 @@ func (a *auth) changePassword(ctx context.Context, client netip.Addr, id identit
 }
 
 // checkPassword verifies the password of the user with an id or, if that is empty, with the email key
-// account. If it is right, it calls modify with the record, and stores the record with the hash of next,
+// account. If it is correct, it calls modify with the record, and stores the record with the hash of next,
 // which may be the same password. It returns errBadCredentials if there is no such user or the password
 // is wrong, a *throttle.Error if the client must wait, and admission.ErrBusy if too many hashes are
 // queued.

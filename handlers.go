@@ -177,9 +177,7 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 	if in.Optional("grant_type") == "refresh_token" {
 		return s.exchange(w, r, in)
 	}
-	if in.Has("grant_type") {
-		in.Pattern("grant_type", "password")
-	}
+	in.Pattern("grant_type", "password")
 	address, password, scope := in.Required("username"), in.Required("password"), in.Optional("scope")
 	if err := in.Err(); err != nil {
 		return err
@@ -204,9 +202,7 @@ func (s *server) emailHash(address string) string {
 // refresh exchanges a refresh token, in JSON or in the form of RFC 6749 section 6.
 func (s *server) refresh(w http.ResponseWriter, r *http.Request) error {
 	in := input.Read(r)
-	if in.Has("grant_type") {
-		in.Pattern("grant_type", "refresh_token")
-	}
+	in.Pattern("grant_type", "refresh_token")
 	return s.exchange(w, r, in)
 }
 
@@ -462,7 +458,8 @@ func (s *server) deleteUser(w http.ResponseWriter, r *http.Request, u user) erro
 // deleteSessions ends all sessions of a user.
 func (s *server) deleteSessions(w http.ResponseWriter, r *http.Request, u user) error {
 	now := s.tokens.now().Unix()
-	if _, err := s.users.update(r.Context(), u.ID, func(u *user) error { u.endAll(now); return nil }); err != nil {
+	end := func(u *user) error { u.Since, u.Sessions = now, nil; return nil }
+	if _, err := s.users.update(r.Context(), u.ID, end); err != nil {
 		return err
 	}
 	s.event(r, slog.LevelInfo, "session ended", "user", u.ID, "by", caller(r.Context()).user.ID)

@@ -132,15 +132,15 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 		}
 		s.users.store = f
 	case cfg.storeURLs != nil:
-		etcd := etcd.Config{URLs: cfg.storeURLs, User: cfg.storeUser, Password: cfg.storePassword.reveal, Warn: log.Warn}
-		loaded := func(ctx context.Context) error {
+		cluster := etcd.Config{URLs: cfg.storeURLs, User: cfg.storeUser, Password: cfg.storePassword.reveal, Warn: log.Warn}
+		onLoad := func(ctx context.Context) error {
 			err := s.createAdmin(ctx, cfg)
 			if errors.Is(err, errEmailTaken) {
 				fatal(err)
 			}
 			return err
 		}
-		openEtcd(ctx, s.users, etcd, cfg.storePrefix, log, loaded)
+		openEtcd(ctx, s.users, cluster, cfg.storePrefix, log, onLoad)
 		return s, nil
 	}
 	return s, s.createAdmin(ctx, cfg)
@@ -153,8 +153,9 @@ func (s *server) createAdmin(ctx context.Context, cfg config) error {
 	}
 	admin := user{ID: "admin-0", Email: cfg.adminEmail, Name: "Admin", Scopes: []string{"me", "admin"}}
 	admin.hash = s.passwords.hash(cfg.adminPassword.reveal())
-	debug.FreeOSMemory()                                                   // The next hash may be hours away: return the memory of this one.
-	if err := s.users.add(ctx, admin); err != nil && !s.users.hasAdmin() { // Another replica may be faster.
+	debug.FreeOSMemory() // The next hash may be hours away: return the memory of this one.
+	// Another replica may be faster.
+	if err := s.users.add(ctx, admin); err != nil && !s.users.hasAdmin() {
 		return fmt.Errorf("APP_ADMIN_EMAIL: %w", err)
 	}
 	return nil
@@ -298,24 +299,20 @@ func (cfg *config) parseAddr(text string) error {
 
 func (cfg *config) parseStore(text string) error {
 	kind, where, _ := strings.Cut(text, ":")
-	switch {
-	case text == "memory":
-	case kind == "file" && where != "":
+	switch kind {
+	case "file":
 		cfg.storePath = where
-	case kind == "etcd":
+	case "etcd":
 		cfg.storeURLs = settings.List(where)
-		for i, item := range cfg.storeURLs {
-			u, err := url.Parse(item)
-			if err != nil || u.Host == "" || item != "http://"+u.Host && item != "https://"+u.Host {
-				return fmt.Errorf("URL %d: must look like https://10.0.0.1:2379", i+1)
-			}
-		}
-		if len(cfg.storeURLs) > 0 {
-			return nil
-		}
-		fallthrough
-	default:
+	}
+	if text != "memory" && cfg.storePath == "" && cfg.storeURLs == nil {
 		return errors.New("must be memory, file:PATH or etcd:URL,URL")
+	}
+	for i, item := range cfg.storeURLs {
+		u, err := url.Parse(item)
+		if err != nil || u.Host == "" || item != "http://"+u.Host && item != "https://"+u.Host {
+			return fmt.Errorf("URL %d: must look like https://10.0.0.1:2379", i+1)
+		}
 	}
 	return nil
 }

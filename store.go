@@ -153,12 +153,13 @@ type etcdStore struct {
 	log     *slog.Logger
 	stop    context.CancelFunc
 	seen    atomic.Int64 // time of the last heartbeat seen, in nanoseconds since the epoch
+	loaded  int64        // revision of the last load; protected by mu
 }
 
-// openEtcd makes an etcdStore the store of s, and begins to load the records. It calls loaded when it
-// has, each time. The store works until it is closed, also if ctx is done.
+// openEtcd makes an etcdStore the store of s, and begins to load the records. It calls onLoad after each
+// load. The store works until it is closed, even if ctx is done before.
 func openEtcd(ctx context.Context, s *users, cfg etcd.Config, prefix string, log *slog.Logger,
-	loaded func(context.Context) error) {
+	onLoad func(context.Context) error) {
 	e := &etcdStore{users: s, config: cfg, prefix: prefix, replica: newUUID(), log: log}
 	e.client.Store(etcd.New(cfg))
 	s.store = e
@@ -166,27 +167,20 @@ func openEtcd(ctx context.Context, s *users, cfg etcd.Config, prefix string, log
 	go e.beat(ctx)
 	go func() {
 		for ctx.Err() == nil {
-			if err := e.follow(ctx, loaded); ctx.Err() == nil {
-				log.Warn("records are loaded again", "reason", err)
-				sleep(ctx, heartbeat)
+			if err := e.follow(ctx, onLoad); ctx.Err() == nil {
+				log.Warn("reloading records", "reason", err)
+				time.Sleep(heartbeat)
 			}
 		}
 	}()
 }
 
-func sleep(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
-	}
-}
-
 // follow loads the records, and applies changes until that is no longer possible.
-func (e *etcdStore) follow(ctx context.Context, loaded func(context.Context) error) error {
+func (e *etcdStore) follow(ctx context.Context, onLoad func(context.Context) error) error {
 	client, begun := etcd.New(e.config), time.Now()
 	revision, err := e.load(ctx, client)
 	if err == nil {
-		err = loaded(ctx)
+		err = onLoad(ctx)
 	}
 	if err != nil {
 		return err
@@ -232,6 +226,7 @@ func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error
 	}
 	e.records, e.ids, e.emails = fresh.records, fresh.ids, fresh.emails
 	e.client.Store(client)
+	e.loaded = revision
 	return revision, nil
 }
 
@@ -239,7 +234,7 @@ func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error
 func (e *etcdStore) decode(kv etcd.KV) (user, error) {
 	if kv.Version == 0 {
 		id := strings.TrimPrefix(string(kv.Key), e.prefix+"u/")
-		return user{ID: id, Deleted: true, Version: kv.ModRevision}, nil
+		return user{ID: id, Deleted: true, Version: kv.ModRevision, place: kv.ModRevision}, nil
 	}
 	var r storedUser
 	err := json.Unmarshal(kv.Value, &r)
@@ -260,22 +255,30 @@ func (e *etcdStore) changed(kvs []etcd.KV) {
 		if !strings.HasPrefix(string(kv.Key), e.prefix+"u/") {
 			continue
 		}
-		if err := e.applyKV(kv); err != nil {
+		if err := e.applyKV(e.client.Load(), kv); err != nil {
 			e.log.Error("unreadable record", "reason", err)
 		}
 	}
 }
 
-// applyKV applies the record of a key. It returns an error if the record is unreadable.
-func (e *etcdStore) applyKV(kv etcd.KV) error {
+// applyKV applies the record of a key that client read. It returns an error if the record is unreadable.
+func (e *etcdStore) applyKV(client *etcd.Client, kv etcd.KV) error {
 	u, err := e.decode(kv)
-	if err != nil {
-		return err
+	if err == nil {
+		e.applyFrom(client, u)
 	}
+	return err
+}
+
+// applyFrom applies a record that client read or wrote, unless the records have been loaded since from
+// another cluster, or without this one because it is deleted.
+func (e *etcdStore) applyFrom(client *etcd.Client, u user) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.apply(u)
-	return nil
+	_, known := e.ids[u.ID]
+	if client.Cluster() == e.client.Load().Cluster() && (known || u.Version > e.loaded) {
+		e.apply(u)
+	}
 }
 
 // beat writes heartbeats until ctx is done.
@@ -284,7 +287,10 @@ func (e *etcdStore) beat(ctx context.Context) {
 	for ctx.Err() == nil {
 		txn.Put = map[string][]byte{e.prefix + "b": []byte(e.replica + time.Now().UTC().Format(time.RFC3339Nano))}
 		e.client.Load().Commit(ctx, txn) // A failure is seen as a missing heartbeat.
-		sleep(ctx, heartbeat)
+		select {
+		case <-ctx.Done():
+		case <-time.After(heartbeat):
+		}
 	}
 }
 
@@ -302,7 +308,7 @@ func (e *etcdStore) commit(ctx context.Context, c change) error {
 		txn.Put, txn.Delete = nil, []string{key, owner}
 	}
 	e.mu.RLock()
-	other, err := e.witness(c)
+	other, err := e.otherAdmin(c)
 	e.mu.RUnlock()
 	if err != nil {
 		return err
@@ -310,27 +316,24 @@ func (e *etcdStore) commit(ctx context.Context, c change) error {
 	if other.ID != "" {
 		txn.Compare[e.prefix+"u/"+other.ID] = other.Version
 	}
-	revision, err := e.client.Load().Commit(ctx, txn)
+	client := e.client.Load()
+	revision, err := client.Commit(ctx, txn)
 	if errors.Is(err, etcd.ErrConflict) {
 		return e.conflict(ctx, c, other.ID)
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", errUnavailable, err)
+		return unavailable(err)
 	}
 	c.user.Version, c.user.place = revision, cmp.Or(c.user.place, revision)
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.apply(c.user)
+	e.applyFrom(client, c.user)
 	return nil
 }
 
-// conflict applies the current records of a change and its witness, and returns why the change was not
-// made. It returns nil if an earlier try made it, whose response was lost.
-func (e *etcdStore) conflict(ctx context.Context, c change, witness string) error {
-	for _, id := range []string{c.user.ID, cmp.Or(witness, c.user.ID)} {
-		if err := e.fetch(ctx, id, ""); err != nil {
-			return err
-		}
+// conflict applies the current records of a change and of another admin, and returns why the change was
+// not made. It returns nil if an earlier try made it, whose response was lost.
+func (e *etcdStore) conflict(ctx context.Context, c change, other string) error {
+	if err := cmp.Or(e.fetch(ctx, c.user.ID, ""), e.fetch(ctx, cmp.Or(other, c.user.ID), "")); err != nil {
+		return err
 	}
 	current, err := e.lookup(c.user.ID, "")
 	current.Version = 0
@@ -360,10 +363,10 @@ func (e *etcdStore) fetch(ctx context.Context, id, key string) error {
 		return unavailable(err)
 	}
 	if len(kvs) > 0 {
-		return e.applyKV(kvs[0])
+		return e.applyKV(client, kvs[0])
 	}
 	if _, err := e.lookup(id, ""); err == nil {
-		return e.applyKV(etcd.KV{Key: []byte(e.prefix + "u/" + id), ModRevision: revision}) // deleted
+		return e.applyKV(client, etcd.KV{Key: []byte(e.prefix + "u/" + id), ModRevision: revision}) // deleted
 	}
 	return nil
 }

@@ -189,7 +189,7 @@ func TestReload(t *testing.T) {
 		}
 		return strings.Contains(call, "jwt-auth-api/b ") && strings.HasPrefix(call, "txn")
 	})
-	await(t, "log", logged(`records are loaded again" reason="etcd at `+etcd.URL+`: revision compacted"`))
+	await(t, "log", logged(`reloading records" reason="etcd at `+etcd.URL+`: revision compacted"`))
 	await(t, "new name", func() bool { u, _ := b.users.lookup("id 0", ""); return u.Name == "a" })
 	list, _ := b.users.after("", 9)
 	equal(t, "users", userIDs(list), "admin-0 id 0 id 2 u9 00")
@@ -198,11 +198,33 @@ func TestReload(t *testing.T) {
 
 	etcd.Replace()
 	etcd.Put("jwt-auth-api/u/u9", `{"v":2,"id":"u9"}`)
-	await(t, "log", logged(`records are loaded again" reason="key jwt-auth-api/u/u9: record of user `))
+	await(t, "log", logged(`reloading records" reason="key jwt-auth-api/u/u9: record of user `))
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
 	await(t, "admin", func() bool { list, _ = b.users.after("", 9); return len(list) == 2 })
 	equal(t, "users of a new cluster", userIDs(list), "u9 admin-0")
 	heartbeats(t, b)
+}
+
+// TestApplyFrom applies records that were read before and after the records were loaded.
+func TestApplyFrom(t *testing.T) {
+	e := &etcdStore{users: newUsers(), loaded: 7}
+	current, other := client.New(client.Config{}), client.New(client.Config{URLs: []string{etcdtest.New(t).URL}})
+	if _, _, err := other.Range(t.Context(), "k", "", 0); err != nil {
+		t.Fatal(err)
+	}
+	e.client.Store(current)
+	e.applyFrom(current, user{ID: "deleted", Email: "1@example.com", Version: 7})
+	e.applyFrom(current, user{ID: "new", Email: "2@example.com", Version: 8})
+	e.applyFrom(current, user{ID: "new", Email: "2@example.com", Version: 9, Name: "later"})
+	e.applyFrom(other, user{ID: "new", Email: "2@example.com", Version: 10, Name: "from another cluster"})
+	list, _ := e.after("", 9)
+	equal(t, "records", join(list, func(u user) string { return u.ID + " " + u.Name }), "new later")
+	e.loaded = 9
+	e.applyFrom(current, user{ID: "new", Version: 9, Deleted: true})
+	e.loaded = 11
+	e.applyFrom(current, user{ID: "new", Version: 10, Deleted: true})
+	list, _ = e.after("", 9)
+	equal(t, "records left", len(list), 0)
 }
 
 // TestEtcdDown starts a replica without etcd, which then starts.

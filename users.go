@@ -126,11 +126,6 @@ func (u *user) end(now int64, match func(session) bool) {
 	})
 }
 
-// endAll ends all sessions, and makes the tokens without a session invalid.
-func (u *user) endAll(now int64) {
-	u.Since, u.Sessions = now, nil
-}
-
 // accepts reports whether the record allows a valid token: its session exists or, if it is a token of
 // the original, it was issued after since.
 func (u *user) accepts(c claims, now int64) bool {
@@ -155,7 +150,7 @@ func (u *user) edit(from user, fields []string, now int64) {
 		}
 	}
 	if u.Disabled || slices.Contains(fields, "password") {
-		u.endAll(now)
+		u.Since, u.Sessions = now, nil
 	}
 }
 
@@ -199,11 +194,12 @@ func (s session) judge(gen, now int64) verdict {
 // users holds the records of all accounts in memory. It is safe for concurrent use. Callers get
 // and pass copies.
 type users struct {
+	store store // set before the first use
+
 	mu      sync.RWMutex   // protects the fields below
 	records []*user        // in order of registration; replaced, never modified
 	ids     map[string]int // index in records
 	emails  map[string]int // index in records, by email.Key
-	store   store          // set before the first use
 }
 
 // newUsers returns users that are kept only in memory.
@@ -222,7 +218,7 @@ func (s *users) byEmail(ctx context.Context, address string) (user, error) {
 }
 
 // find returns the user with an id or, if that is empty, with an email key. If the maps lack it, it
-// asks the store.
+// fetches the record from the store.
 func (s *users) find(ctx context.Context, id, key string) (user, error) {
 	u, err := s.lookup(id, key)
 	if err == nil {
@@ -253,8 +249,8 @@ func (s *users) lookup(id, key string) (user, error) {
 }
 
 // after returns up to limit users in order of registration: those after the user with an id, or
-// the first ones if id is empty. A deleted user keeps its place. It returns errUnknownUser if there
-// never was such a user.
+// the first ones if id is empty. A deleted user keeps its place. It returns errUnknownUser if it knows
+// no such user.
 func (s *users) after(id string, limit int) ([]user, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -318,24 +314,23 @@ func (s *users) update(ctx context.Context, id string, modify func(*user) error)
 		if err != nil {
 			return user{}, err
 		}
-		c := change{base: u.Version}
-		switch err := modify(&u); err {
-		case nil, errNoWait:
-			c.user, c.noWait = u, err == errNoWait
-		default: // valid only for the latest record
-			latest, fetchErr := s.refetch(ctx, id, "")
-			switch {
-			case fetchErr != nil:
-				return user{}, fetchErr
-			case latest.Version != c.base:
-				continue
-			case err == errUnchanged:
-				return latest, nil
+		base := u.Version
+		err = modify(&u)
+		if err == nil || err == errNoWait {
+			if err = s.store.commit(ctx, change{u, base, err == errNoWait}); err != errConflict {
+				return u, err
 			}
-			return user{}, err
+			continue
 		}
-		if err := s.store.commit(ctx, c); !errors.Is(err, errConflict) {
-			return u, err
+		latest, fetchErr := s.refetch(ctx, id, "")
+		switch {
+		case fetchErr != nil:
+			return user{}, fetchErr
+		case latest.Version != base: // err is about an old record
+		case err == errUnchanged:
+			return latest, nil
+		default:
+			return user{}, err
 		}
 	}
 }
@@ -359,7 +354,7 @@ func (s *users) accept(c change) error {
 		}
 	} else if old := s.records[s.ids[c.user.ID]]; old.Version != c.base {
 		return errConflict
-	} else if _, err := s.witness(c); err != nil {
+	} else if _, err := s.otherAdmin(c); err != nil {
 		return err
 	}
 	c.user.Version = c.base + 1
@@ -367,9 +362,9 @@ func (s *users) accept(c change) error {
 	return nil
 }
 
-// witness returns another admin if a change takes one away, or errLastAdmin if there is none. Otherwise
-// it returns the zero user. It is called with mu held.
-func (s *users) witness(c change) (user, error) {
+// otherAdmin returns another admin if a change takes one away, or errLastAdmin if there is none.
+// Otherwise it returns the zero user. It is called with mu held.
+func (s *users) otherAdmin(c change) (user, error) {
 	i, known := s.ids[c.user.ID]
 	if !known || !s.records[i].isAdmin() || c.user.isAdmin() {
 		return user{}, nil

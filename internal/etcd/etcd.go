@@ -30,8 +30,8 @@ var (
 	// ErrCompacted reports that etcd no longer has the revision. The caller must read all keys again.
 	ErrCompacted = errors.New("revision compacted")
 	// ErrCluster reports a response from another cluster than the first response came from, or from the
-	// same one restored to an earlier revision. Revisions of one mean nothing to the other. The caller
-	// must read all keys again, with a new Client.
+	// same one restored to an earlier revision. Their revisions are not comparable. The caller must
+	// read all keys again, with a new Client.
 	ErrCluster = errors.New("cluster replaced")
 )
 
@@ -85,17 +85,17 @@ func Prefix(p string) (begin, end string) {
 	return p, string(b)
 }
 
-// Range returns the pairs with begin <= key < end, or the pair of begin if end is empty, in the order
-// of creation, and the revision of the store. The pairs are those of a past revision, or the current
-// ones if revision is 0, with every change that was acknowledged before. All are held in memory, so
-// the caller should split a large interval. Range tries other endpoints until ctx is done.
+// Range returns the pairs with begin <= key < end, or the pair of begin if end is empty, and the
+// revision of the store. The pairs are those of a past revision, or the current ones if revision is 0,
+// with every change that was acknowledged before. All are held in memory, so the caller should split a
+// large interval. Range tries other endpoints until ctx is done.
 func (c *Client) Range(ctx context.Context, begin, end string, revision int64) ([]KV, int64, error) {
 	timeout := tryTimeout
 	if end != "" {
 		timeout = scanTimeout
 	}
-	resp, err := c.ask(ctx, timeout, "/v3/kv/range", request{Key: []byte(begin), End: []byte(end),
-		Revision: revision, SortTarget: "CREATE", SortOrder: "ASCEND"})
+	req := request{Key: []byte(begin), End: []byte(end), Revision: revision}
+	resp, err := c.unary(ctx, timeout, "/v3/kv/range", req)
 	return resp.KVs, resp.Header.Revision, err
 }
 
@@ -127,7 +127,7 @@ func (c *Client) Commit(ctx context.Context, t Txn) (revision int64, err error) 
 	for _, key := range t.Delete {
 		req.Success = append(req.Success, request{Delete: &request{Key: []byte(key)}})
 	}
-	resp, err := c.ask(ctx, tryTimeout, "/v3/kv/txn", req)
+	resp, err := c.unary(ctx, tryTimeout, "/v3/kv/txn", req)
 	if err == nil && !resp.Succeeded {
 		err = ErrConflict
 	}

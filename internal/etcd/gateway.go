@@ -42,8 +42,6 @@ type request struct {
 	Revision      int64  `json:"revision,string,omitempty"`
 	StartRevision int64  `json:"start_revision,string,omitempty"`
 	ModRevision   int64  `json:"mod_revision,string,omitempty"`
-	SortTarget    string `json:"sort_target,omitempty"`
-	SortOrder     string `json:"sort_order,omitempty"`
 	Target        string `json:"target,omitempty"`
 	Name          string `json:"name,omitempty"`
 	Password      string `json:"password,omitempty"`
@@ -72,17 +70,20 @@ type response struct {
 	Events          []struct{ KV KV }
 }
 
-// ask returns the response to a request. Responses include all changes that were acknowledged before, so
-// an earlier revision than the latest seen is that of a restored cluster.
-func (c *Client) ask(ctx context.Context, timeout time.Duration, path string, req request) (resp response, err error) {
+// unary returns the response to a request that has one. It includes all changes that were acknowledged
+// before, so an earlier revision than the latest seen is that of a restored cluster.
+func (c *Client) unary(ctx context.Context, timeout time.Duration, path string, req request) (resp response, err error) {
 	latest := c.revision.Load()
 	err = c.call(ctx, timeout, path, req, func(r response) { resp = r })
-	if err == nil && resp.Header.Revision < latest {
+	switch {
+	case err != nil:
+		return resp, err
+	case resp.Header.Revision < latest:
 		c.cluster.Store("") // No response has this ID, so all others fail too.
 		return resp, ErrCluster
 	}
-	c.revision.Store(max(latest, resp.Header.Revision))
-	return resp, err
+	c.revision.CompareAndSwap(latest, resp.Header.Revision) // fails if another call has seen a change
+	return resp, nil
 }
 
 // call posts a request to one endpoint after the other, until one responds or ctx is done. It calls
@@ -156,13 +157,10 @@ func (c *Client) login(ctx context.Context, url, old string) error {
 // post posts a request, and calls each with every response. Only a watch has more than one. It has no last
 // one, so its end is an error.
 func (c *Client) post(ctx context.Context, url, token string, req request, each func(response)) error {
-	body, _ := json.Marshal(req) // can't fail
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
+	body, _ := json.Marshal(req)                                                         // can't fail
+	r, _ := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body)) // fails for an invalid URL
 	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Grpc-Metadata-Hasleader", "true") // a member without a leader fails, rather than waits
+	r.Header.Set("Grpc-Metadata-Hasleader", "true") // a member without a leader returns an error instead of waiting
 	if token != "" {
 		r.Header.Set("Authorization", token)
 	}

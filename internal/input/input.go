@@ -140,10 +140,10 @@ func count(n int, noun string) string {
 	return fmt.Sprint(n, " ", noun)
 }
 
-// Pattern adds a fault unless a field is the string want.
+// Pattern adds a fault if a field is given and is not the string want.
 func (in *Input) Pattern(name, want string) {
-	pattern := "^" + want + "$"
-	in.check(in.Required(name) == want, "string_pattern_mismatch", name, "String should match pattern '"+pattern+"'",
+	pattern, got := "^"+want+"$", in.Optional(name)
+	in.check(got == want || !in.Has(name), "string_pattern_mismatch", name, "String should match pattern '"+pattern+"'",
 		map[string]any{"pattern": pattern})
 }
 

@@ -1,7 +1,6 @@
 package input
 
 import (
-	"bufio"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -41,26 +40,19 @@ const (
 
 // ReadJSON reads a body that is a JSON object with a Content-Type of JSON. Any other body makes Err
 // return [Faults]. The caller limits the size of the body.
-func ReadJSON(r *http.Request) *Input { return read(r, false) }
+func ReadJSON(r *http.Request) *Input { return read(r, false, false) }
 
 // ReadOptionalJSON reads a body as [ReadJSON] does. An empty body has no fields.
-func ReadOptionalJSON(r *http.Request) *Input {
-	body := bufio.NewReader(r.Body)
-	if _, err := body.Peek(1); err == io.EOF {
-		return newInput("body")
-	}
-	r.Body = io.NopCloser(body)
-	return ReadJSON(r)
-}
+func ReadOptionalJSON(r *http.Request) *Input { return read(r, false, true) }
 
 // ReadForm reads a body that is a form, or a JSON object as [ReadJSON] does. A body of another
 // Content-Type has no fields. The query string is never read as a form, since URLs are logged.
-func ReadForm(r *http.Request) *Input { return read(r, true) }
+func ReadForm(r *http.Request) *Input { return read(r, true, false) }
 
 // Read reads a body as [ReadForm] does if its Content-Type is that of a form, else as [ReadJSON].
 func Read(r *http.Request) *Input {
 	media := mediaType(r)
-	return read(r, media == urlencoded || media == multipartForm)
+	return read(r, media == urlencoded || media == multipartForm, false)
 }
 
 // Query reads the parameters of a query that have one of the names.
@@ -70,12 +62,12 @@ func Query(rawQuery string, names ...string) *Input {
 	return in
 }
 
-// read reads a body that is JSON, or a form if formAllowed.
-func read(r *http.Request, formAllowed bool) *Input {
+// read reads a body that is JSON, a form if formAllowed, or empty if optional.
+func read(r *http.Request, formAllowed, optional bool) *Input {
 	in, media := newInput("body"), mediaType(r)
 	body, err := readBody(r)
 	switch {
-	case err != nil:
+	case err != nil, body == "" && optional:
 	case body == "" && (media == jsonObject || !formAllowed):
 		err = Faults{{"missing", []any{"body"}, "Field required", nil}}
 	case media == jsonObject:

@@ -9,8 +9,9 @@
 // one before, so a crash can only leave the last line incomplete. That line holds nothing that was
 // acknowledged, and is dropped. Any other invalid line is damage.
 //
-// The file begins with a snapshot of all records, which a line without records ends. A copy of the
-// file, made at any moment, is a backup.
+// The file begins with a snapshot of all records and the changes made meanwhile. An empty batch ends it,
+// so that damage in it is never taken for an incomplete line. A copy of the file, made at any moment,
+// is a backup.
 package journal
 
 import (

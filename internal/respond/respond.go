@@ -50,7 +50,8 @@ const pageTimeout = 10 * time.Second
 func Array[T any](w http.ResponseWriter, pages iter.Seq[[]T]) {
 	control := http.NewResponseController(w)
 	writeHeader(w, http.StatusOK)
-	separator := "["
+	w.Write([]byte("["))
+	separator := ""
 	for page := range pages {
 		var buf bytes.Buffer
 		for _, element := range page {
@@ -63,9 +64,6 @@ func Array[T any](w http.ResponseWriter, pages iter.Seq[[]T]) {
 		if _, err := w.Write(buf.Bytes()); err != nil {
 			return
 		}
-	}
-	if separator == "[" {
-		w.Write([]byte("["))
 	}
 	w.Write([]byte("]"))
 }

@@ -80,7 +80,7 @@ func TestArray(t *testing.T) {
 		{"an empty page", [][]string{{}}, 9, `[] after 1 pages [11s]`},
 		{"a page", [][]string{{"a", "<"}}, 9, `["a","\u003c"] after 1 pages [11s]`},
 		{"three pages", [][]string{{"a"}, {"b", "c"}, {"d"}}, 9, `["a","b","c","d"] after 3 pages [11s 12s 13s]`},
-		{"a client that stops", [][]string{{"a"}, {"b"}, {"c"}}, 1, `["a" after 2 pages [11s 12s]`},
+		{"a client that stops", [][]string{{"a"}, {"b"}, {"c"}}, 2, `["a" after 2 pages [11s 12s]`},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w, n := &slowWriter{httptest.NewRecorder(), row.writes, time.Now(), nil}, 0

@@ -159,7 +159,6 @@ func (s *Server) state(revision int64) map[string]etcd.KV {
 func (s *Server) pairs(req request) object {
 	pairs := slices.DeleteFunc(slices.Collect(maps.Values(s.state(cmp.Or(req.Revision, s.revision)))),
 		func(kv etcd.KV) bool { return !req.matches(string(kv.Key)) })
-	slices.SortFunc(pairs, func(a, b etcd.KV) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) })
 	return object{"kvs": pairs}
 }
 
