@@ -1097,34 +1097,6 @@ func TestUsersLookup(t *testing.T) {
 	}
 }
 
-// TestUsersConcurrently registers spellings of one email while every other method runs.
-func TestUsersConcurrently(t *testing.T) {
-	s := filled(t, 1)
-	spellings := []string{"user@example.com", "User@example.com", "USER@example.com", "u\u017fer@example.com"}
-	added := make(chan string, 20)
-	var wg sync.WaitGroup
-	for i := range cap(added) {
-		wg.Go(func() {
-			u := user{ID: strconv.Itoa(i), Email: spellings[i%len(spellings)]}
-			if err := s.add(t.Context(), u); err == nil {
-				added <- u.ID
-			} else if err != errEmailTaken {
-				t.Errorf("got %v, want %v", err, errEmailTaken)
-			}
-			s.update(t.Context(), "u0", func(u *user) error { u.Name += "x"; return nil })
-			s.byID(t.Context(), "u0")
-			s.after("", 3)
-			s.hasAdmin()
-		})
-	}
-	wg.Wait()
-	u0, _ := s.byID(t.Context(), "u0")
-	u, err := s.byEmail(t.Context(), "user@example.com")
-	if len(added) != 1 || len(s.records) != 2 || err != nil || u.ID != <-added || len(u0.Name) != 24 {
-		t.Errorf("got %d users, %+v, %v and %+v, want one more user and 20 updates", len(s.records), u, err, u0)
-	}
-}
-
 // TestUsersUpdate also modifies what went in and what came out, which are copies.
 func TestUsersUpdate(t *testing.T) {
 	s := filled(t, 5)
@@ -1540,31 +1512,6 @@ func BenchmarkStore(b *testing.B) {
 					op.run(last[i%len(last)].ID, last[i%len(last)].Email)
 				}
 			})
-		}
-	}
-}
-
-// TestUserMemory bounds the bytes that a user takes besides its strings, and those of a session.
-func TestUserMemory(t *testing.T) {
-	s, source := partsServer(t), filled(t, 2000)
-	for sessions, limit := range map[int]int{0: 600, 1: 600 + 250, 20: 600 + 20*250} {
-		var before, after runtime.MemStats
-		s.users = newUsers()
-		runtime.GC()
-		runtime.ReadMemStats(&before)
-		for _, u := range source.records {
-			s.users.add(t.Context(), *u)
-			for range sessions {
-				mustUpdate(t, s, u.ID, func(u *user) {
-					u.begin(newSession(newUUID(), "Mozilla/5.0", s.tokens.now(), s.tokens.refreshTTL), 1500)
-				})
-			}
-		}
-		runtime.GC()
-		runtime.ReadMemStats(&after)
-		got := int(after.HeapAlloc-before.HeapAlloc) / len(s.users.records)
-		if t.Logf("%d sessions: %d bytes", sessions, got); got < 100 || got > limit {
-			t.Errorf("%d sessions: got %d bytes, want at most %d", sessions, got, limit)
 		}
 	}
 }

@@ -2,7 +2,6 @@ package journal
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -19,14 +18,14 @@ func BenchmarkWait(b *testing.B) {
 	for _, compactions := range []bool{false, true} {
 		for _, writers := range []int{1, 16, 64, 256} {
 			b.Run(fmt.Sprintf("compactions=%t/writers=%d", compactions, writers), func(b *testing.B) {
-				benchmarkWait(b, openFull(b, 100_000), writers, compactions)
+				benchmarkWait(b, writers, compactions)
 			})
 		}
 	}
 }
 
-// openFull opens a journal of a number of records of 350 bytes.
-func openFull(b *testing.B, records int) *store {
+func benchmarkWait(b *testing.B, writers int, compactions bool) {
+	const records = 100_000 // of 350 bytes
 	s := mustOpen(b, filepath.Join(b.TempDir(), "PATH"))
 	s.pad = strings.Repeat("x", 650) // of every other record
 	for id := range records {
@@ -36,11 +35,6 @@ func openFull(b *testing.B, records int) *store {
 	if err := s.compact(); err != nil {
 		b.Fatal(err)
 	}
-	return s
-}
-
-func benchmarkWait(b *testing.B, s *store, writers int, compactions bool) {
-	records := len(s.counters)
 	took := make([]time.Duration, b.N)
 	var next atomic.Int64
 	var wg sync.WaitGroup
@@ -70,25 +64,4 @@ func benchmarkWait(b *testing.B, s *store, writers int, compactions bool) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "changes/s")
 	b.ReportMetric(took[b.N/2].Seconds()*1e3, "p50-ms")
 	b.ReportMetric(took[b.N*99/100].Seconds()*1e3, "p99-ms")
-}
-
-// BenchmarkRead measures the replay of a million records, without and with json.Unmarshal.
-func BenchmarkRead(b *testing.B) {
-	s := openFull(b, 1_000_000)
-	decode := func(line []byte) error {
-		var records []struct {
-			ID, N int
-			Pad   string
-		}
-		return json.Unmarshal(line, &records)
-	}
-	for name, replay := range map[string]func([]byte) error{"bytes": func([]byte) error { return nil }, "JSON": decode} {
-		b.Run(name, func(b *testing.B) {
-			for b.Loop() {
-				if err := read(s.path, replay, nil); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
 }
