@@ -88,8 +88,8 @@ type tokenPair struct {
 	Scope        string `json:"scope,omitempty"`
 }
 
-// issuePair returns a token pair for the current generation of a session. The pair names its scopes if
-// the client asked for others (RFC 6749 section 5.1).
+// issuePair returns a token pair for the current generation of a session. The pair names its scopes
+// if the client asked for others (RFC 6749 section 5.1).
 func (t *tokens) issuePair(u user, s session, asked string) tokenPair {
 	now := t.now().Unix()
 	expiry := min(now+int64(t.accessTTL/time.Second), s.Expires)
@@ -228,15 +228,14 @@ func (a *auth) changePassword(ctx context.Context, client netip.Addr, id identit
 	return err
 }
 
-// checkPassword verifies the password of the user with an id or, if that is empty, with the email key
-// account. If it is correct, it calls modify with the record, and stores the record with the hash of next,
-// which may be the same password. It returns errBadCredentials if there is no such user or the password
-// is wrong, a *throttle.Error if the client must wait, and admission.ErrBusy if too many hashes are
-// queued.
+// checkPassword verifies the password of the user with an id or, if that is empty, with the email
+// key account. Then it calls modify with the record, and stores the record with the hash of next,
+// which may be the same password. It returns errBadCredentials if there is no such user or the
+// password is wrong, a *throttle.Error if the client must wait, and admission.ErrBusy if too many
+// hashes are queued.
 //
 // The throttle is checked before the wait for a slot, and again after it, because earlier requests
-// may have failed meanwhile. So a burst exceeds a limit by fewer guesses than hashes run
-// concurrently.
+// may have failed meanwhile. So a burst exceeds a limit by fewer guesses than hashes run at once.
 func (a *auth) checkPassword(ctx context.Context, client netip.Addr, id, account, password, next string,
 	modify func(*user) error) (user, error) {
 	if err := a.throttle.Check(account, client); err != nil {
@@ -265,8 +264,8 @@ func (a *auth) checkPassword(ctx context.Context, client netip.Addr, id, account
 var errHashChanged = errors.New("the password has changed")
 
 // replacePassword is checkPassword without the throttle. The caller has acquired a slot. An unknown
-// email takes the same time as a wrong password, since the password is then compared with the decoy.
-// A hash whose parameters differ from today's is replaced, because only a login reveals the
+// email takes the same time as a wrong password, since the password is then compared with the
+// decoy. A hash whose parameters differ from today's is replaced, because only a login reveals the
 // password.
 func (a *auth) replacePassword(ctx context.Context, id, account, password, next string, modify func(*user) error) (
 	user, error) {
@@ -361,8 +360,8 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 	return u, s, v, err
 }
 
-// logout ends sessions of the caller: its own (local), the others, or all (global). A caller without
-// a session loses its token in any case.
+// logout ends sessions of the caller: its own (local), the others, or all (global). A caller
+// without a session loses its token in any case.
 func (a *auth) logout(ctx context.Context, id identity, which string) error {
 	now, own := a.tokens.now().Unix(), id.claims.session
 	_, err := a.users.update(ctx, id.user.ID, func(u *user) error {
@@ -375,7 +374,7 @@ func (a *auth) logout(ctx context.Context, id identity, which string) error {
 	return err
 }
 
-// endSession ends one session of a user. It returns errSessionNotFound if there is none with the id.
+// endSession ends a session of a user. It returns errSessionNotFound if none has the id.
 func (a *auth) endSession(ctx context.Context, userID, sessionID string) error {
 	now := a.tokens.now().Unix()
 	_, err := a.users.update(ctx, userID, func(u *user) error {
@@ -388,8 +387,8 @@ func (a *auth) endSession(ctx context.Context, userID, sessionID string) error {
 	return err
 }
 
-// revoke ends the session of a token of either type (RFC 7009). It returns the id of the user, or ""
-// if the token was not valid.
+// revoke ends the session of a token of either type (RFC 7009). It returns the id of the user, or
+// "" if the token is invalid.
 func (a *auth) revoke(ctx context.Context, token string) (userID string, err error) {
 	c, err := a.tokens.verify(token, refreshToken)
 	if err != nil && !(errors.Is(err, errTokenType) && c.typ == accessToken) {
@@ -430,9 +429,9 @@ func (a *auth) requireUser(next respond.HandlerFunc) respond.HandlerFunc {
 	return a.requireScope("", next)
 }
 
-// requireScope wraps next so that it requires a valid access token with a scope, or any valid access
-// token if scope is empty. A 401 means that the caller is unknown, a 403 that the caller is known
-// and lacks the scope. Both carry a challenge (RFC 6750 section 3).
+// requireScope wraps next so that it requires a valid access token with a scope, or any valid
+// access token if scope is empty. A 401 means that the caller is unknown, a 403 that the caller is
+// known and lacks the scope. Both carry a challenge (RFC 6750 section 3).
 func (a *auth) requireScope(scope string, next respond.HandlerFunc) respond.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		id, err := a.identify(r.Context(), r.Header)

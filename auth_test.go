@@ -40,8 +40,8 @@ import (
 )
 
 // These tests check the parts one by one; e2e_test.go checks the service over HTTP. A token that is
-// rejected is signed with the right key and valid in all other respects, so that the check under test
-// is what fails.
+// rejected is signed with the right key and valid in all other respects, so that the check under
+// test is what fails.
 
 const (
 	partsSecret = "the secret of the unit tests, and of nothing else"
@@ -58,8 +58,8 @@ var loopback = netip.MustParseAddr("127.0.0.1")
 
 func b64(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
 
-// signed appends the MAC to the first two segments of a token, without checking them. It shares no code
-// with the codec.
+// signed appends the MAC to the first two segments of a token, without checking them. It shares no
+// code with the codec.
 func signed(secret, input string) string {
 	mac := hmac.New(sha256.New, []byte(secret))
 	io.WriteString(mac, input)
@@ -146,8 +146,8 @@ func (v jwsVector) check() error {
 	return err
 }
 
-// TestPublishedTokens begins with the example of RFC 7515 appendix A.1. It compares the reasons too:
-// a token rejected for another reason would hide a missing check.
+// TestPublishedTokens begins with the example of RFC 7515 appendix A.1. It compares the reasons
+// too: a token rejected for another reason would hide a missing check.
 func TestPublishedTokens(t *testing.T) {
 	file := testfile.Read[struct {
 		About    string
@@ -501,7 +501,8 @@ func sessionOf(id string) session {
 	return session{ID: "s-" + id, Gen: 3, Created: 1000, Rotated: 1440, Expires: 1501}
 }
 
-// partsServer returns a server with an admin and four more users. The hash of the user broken is none.
+// partsServer returns a server with an admin and four more users. The hash of the user broken is
+// none.
 func partsServer(t testing.TB) *server {
 	s := serverOf(t, partsConfig())
 	hash := s.passwords.hash("secret123")
@@ -532,8 +533,8 @@ type readerFunc func(b []byte) (int, error)
 
 func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
-// meanwhile makes a change while the salt of a new hash is read, after a number of other reads of random
-// bytes. The caller calls restore.
+// meanwhile makes a change while the salt of a new hash is read, after a number of other reads of
+// random bytes. The caller calls restore.
 func meanwhile(reads int, change func()) (restore func()) {
 	reader := rand.Reader
 	rand.Reader = readerFunc(func(b []byte) (int, error) {
@@ -600,7 +601,8 @@ func TestLogin(t *testing.T) {
 	}
 }
 
-// TestStoreFails has an error that is no wrong password: neither a login nor a failure or a success.
+// TestStoreFails has an error that is no wrong password: neither a login nor a failure or a
+// success.
 func TestStoreFails(t *testing.T) {
 	s := partsServer(t)
 	s.users.store = brokenStore{s.users.store, false}
@@ -611,8 +613,8 @@ func TestStoreFails(t *testing.T) {
 	equal(t, "attempts", got, "busy, try again; busy, try again; too many attempts")
 }
 
-// TestLoginCost measures the memory of a hash, which is also its time: an attacker must not learn from
-// it whether an email is known.
+// TestLoginCost measures the memory of a hash, which is also its time: an attacker must not learn
+// from it whether an email is known.
 func TestLoginCost(t *testing.T) {
 	s := partsServer(t)
 	s.passwords = newPasswords(phc.Params{Memory: 4096, Time: 1, Threads: 1}, 1)
@@ -629,8 +631,8 @@ func TestLoginCost(t *testing.T) {
 	}
 }
 
-// TestThrottledAttempts makes forty attempts on a known and on an unknown email while they wait for one
-// slot. Ten are checked. Later ones are rejected before they wait for a slot.
+// TestThrottledAttempts makes forty attempts on a known and on an unknown email while they wait for
+// one slot. Ten are checked. Later ones are rejected before they wait for a slot.
 func TestThrottledAttempts(t *testing.T) {
 	for _, address := range []string{"user@example.com", "nobody@example.com"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -659,8 +661,8 @@ func TestThrottledAttempts(t *testing.T) {
 	}
 }
 
-// TestRehash stores a hash with other parameters, which only a successful login replaces, in the write
-// that begins the session.
+// TestRehash stores a hash with other parameters, which only a successful login replaces, in the
+// write that begins the session.
 func TestRehash(t *testing.T) {
 	s := partsServer(t)
 	old := newPasswords(phc.Params{Memory: 16, Time: 1, Threads: 1}, 1).hash("secret123")
@@ -767,8 +769,8 @@ func TestLoginAgainstPasswordChange(t *testing.T) {
 	}
 }
 
-// withTokens replaces each {ID SCOPE...} by an access token, each {refresh ID} by a refresh token, both
-// of the user's session, and each object of claims by a token with them.
+// withTokens replaces each {ID SCOPE...} by an access token, each {refresh ID} by a refresh token,
+// both of the user's session, and each object of claims by a token with them.
 func withTokens(s *server, text string) string {
 	return regexp.MustCompile(`\{[^}]*\}`).ReplaceAllStringFunc(text, func(name string) string {
 		if strings.HasPrefix(name, `{"`) {
@@ -790,8 +792,8 @@ func outcome(current session, v verdict, err error) string {
 	return []string{"rotate", "retry", "forgive", "reuse"}[v] + " " + strconv.FormatInt(current.Gen, 10)
 }
 
-// TestRefreshTokens has refresh tokens, most of them of u1. The generation of its session is 3 since 60
-// seconds.
+// TestRefreshTokens has refresh tokens, most of them of u1. The generation of its session is 3
+// since 60 seconds.
 func TestRefreshTokens(t *testing.T) {
 	checkRows(t, "refresh.json", func(input string) error {
 		s := partsServer(t)
@@ -803,8 +805,9 @@ func TestRefreshTokens(t *testing.T) {
 	})
 }
 
-// TestJudge has the rules of the contract with both neighbours of each bound. An input is the number of
-// generations that the token is behind, and the seconds since the session was rotated and forgiven.
+// TestJudge has the rules of the contract with both neighbours of each bound. An input is the
+// number of generations that the token is behind, and the seconds since the session was rotated and
+// forgiven.
 func TestJudge(t *testing.T) {
 	checkRows(t, "judge.json", func(input string) error {
 		const now = 1_000_000
@@ -818,8 +821,8 @@ func TestJudge(t *testing.T) {
 	})
 }
 
-// TestRefreshStored uses tokens of session b, which was rotated at 1000 seconds. A row wants the verdict,
-// the number of writes and the user, and the sessions of the record.
+// TestRefreshStored uses tokens of session b, which was rotated at 1000 seconds. A row wants the
+// verdict, the number of writes and the user, and the sessions of the record.
 func TestRefreshStored(t *testing.T) {
 	const week = 7 * 24 * 60 * 60
 	a, c := session{ID: "a", Gen: 5, Expires: 1e9}, session{ID: "c", Gen: 5, Expires: 1e9}
@@ -849,8 +852,8 @@ func TestRefreshStored(t *testing.T) {
 	}
 }
 
-// TestSessions has scenarios: steps of a time and what happens then. A number is the use of a refresh
-// token of that generation, and original the use of one of the original.
+// TestSessions has scenarios: steps of a time and what happens then. A number is the use of a
+// refresh token of that generation, and original the use of one of the original.
 func TestSessions(t *testing.T) {
 	checkRows(t, "sessions.json", func(steps string) error {
 		s, start, current, err := partsServer(t), time.Unix(1_000_000, 0), session{}, error(nil)
@@ -883,8 +886,9 @@ func TestSessions(t *testing.T) {
 	})
 }
 
-// TestRefreshAtOnce uses a token fifty times at once, ten times. It holds the lock until all have begun,
-// so all judge the same record. One verdict stands, so the log warns once. All pairs are of one generation.
+// TestRefreshAtOnce uses a token fifty times at once, ten times. It holds the lock until all have
+// begun, so all judge the same record. One verdict stands, so the log warns once. All pairs are of
+// one generation.
 func TestRefreshAtOnce(t *testing.T) {
 	s := partsServer(t)
 	var begun atomic.Int64 // calls of the clock, two a refresh
@@ -919,7 +923,8 @@ func TestRefreshAtOnce(t *testing.T) {
 	}
 }
 
-// TestRefreshAgainstLogout races a refresh against a logout, every other time with tokens of the original.
+// TestRefreshAgainstLogout races a refresh against a logout, every other time with tokens of the
+// original.
 func TestRefreshAgainstLogout(t *testing.T) {
 	s := partsServer(t)
 	original := withTokens(s, `{"sub":"u1","type":"refresh","jti":"j1","iat":1000,"exp":2000,"iss":"jwt-auth-api"}`)
@@ -950,7 +955,8 @@ func join[T any](list []T, id func(T) string) string {
 func sessionIDs(u user) string   { return join(u.Sessions, func(s session) string { return s.ID }) }
 func userIDs(list []user) string { return join(list, func(u user) string { return u.ID }) }
 
-// TestBegin begins session z of a user with sessions a, b and so on, the time of whose last use grows.
+// TestBegin begins session z of a user with sessions a, b and so on, the time of whose last use
+// grows.
 func TestBegin(t *testing.T) {
 	for _, row := range []struct {
 		name   string
@@ -984,9 +990,9 @@ func TestBegin(t *testing.T) {
 	}
 }
 
-// TestSessionsEnd has a user with the sessions a, b, which began with the token b of the original, and
-// c. Session x has expired. An input is an operation, with the session of the caller or the claims of a
-// token. A row wants the error, and then the sessions, since and the number of writes.
+// TestSessionsEnd has a user with the sessions a, b, which began with the token b of the original,
+// and c. Session x has expired. An input is an operation, with the session of the caller or the
+// claims of a token. A row wants the error, and then the sessions, since and the number of writes.
 func TestSessionsEnd(t *testing.T) {
 	s := partsServer(t)
 	checkRows(t, "ends.json", func(input string) error {
@@ -1035,9 +1041,9 @@ func TestEdit(t *testing.T) {
 	equal(t, "enabled again", fmt.Sprint(enabled.Disabled, enabled.Since), "false 7")
 }
 
-// TestRequireScope has rows of the required scope and the lines of the Authorization header. The user
-// u1 has the scope me, the admin also admin. A row wants the error, or the id of the caller and the
-// subject of the token, and then the challenge if there is one.
+// TestRequireScope has rows of the required scope and the lines of the Authorization header. The
+// user u1 has the scope me, the admin also admin. A row wants the error, or the id of the caller
+// and the subject of the token, and then the challenge if there is one.
 func TestRequireScope(t *testing.T) {
 	s := partsServer(t)
 	next := func(_ http.ResponseWriter, r *http.Request) error {
@@ -1188,8 +1194,8 @@ func TestUsersAfter(t *testing.T) {
 	}
 }
 
-// TestLastAdmin has two admins remove each other, ten times each at once. One is left, also among others
-// who don't count.
+// TestLastAdmin has two admins remove each other, ten times each at once. One is left, also among
+// others who don't count.
 func TestLastAdmin(t *testing.T) {
 	for name, remove := range map[string]func(*user){
 		"demote":  func(u *user) { u.Scopes = []string{"me"} },
@@ -1242,8 +1248,8 @@ const defaults = "secret=" + partsSecret + "|previous=[]|issuer=jwt-auth-api|acc
 	"addr=127.0.0.1:8000|admin=admin@example.com|password=admin-password|argon2=m=65536,t=3,p=4|origins=[]|throttle=true|" +
 	"proxies=[]|docs=true|log=text|store="
 
-// loadText loads a config from lines of NAME=value, after a valid secret, and returns the warnings and
-// what differs from the defaults, or the error.
+// loadText loads a config from lines of NAME=value, after a valid secret, and returns the warnings
+// and what differs from the defaults, or the error.
 func loadText(environ string) string {
 	cfg, warnings, err := loadConfig(append([]string{"APP_JWT_SECRET=" + partsSecret}, strings.Split(environ, "\n")...))
 	if err != nil {
@@ -1487,8 +1493,8 @@ func BenchmarkPasswordVerify(b *testing.B) {
 	}
 }
 
-// BenchmarkStore looks up users among n, updates them, and adds and removes one. They are few, so that
-// it measures the work and not the cache misses.
+// BenchmarkStore looks up users among n, updates them, and adds and removes one. They are few, so
+// that it measures the work and not the cache misses.
 func BenchmarkStore(b *testing.B) {
 	for _, n := range []int{1, 1000, 1_000_000} {
 		s := filled(b, n)
@@ -1538,7 +1544,8 @@ func benchServer(b *testing.B, w io.Writer) (*server, tokenPair) {
 	return s, s.tokens.issuePair(u, begun, "")
 }
 
-// benchHandler measures requests with a body, or without one, but not the network. reset precedes each.
+// benchHandler measures requests with a body, or without one, but not the network. reset precedes
+// each.
 func benchHandler(b *testing.B, s *server, request, token, body string, reset func()) {
 	handler := s.handler()
 	method, path, _ := strings.Cut(request, " ")
@@ -1577,8 +1584,8 @@ func BenchmarkListUsers(b *testing.B) {
 	benchHandler(b, s, "GET /admin/users", pair.AccessToken, "", func() {})
 }
 
-// BenchmarkServe has 32 clients that send requests over loopback as fast as they can: to a server of
-// net/http with a constant response, and to this one with its log in a file.
+// BenchmarkServe has 32 clients that send requests over loopback as fast as they can: to a server
+// of net/http with a constant response, and to this one with its log in a file.
 func BenchmarkServe(b *testing.B) {
 	b.Run("constant", func(b *testing.B) {
 		benchServe(b, "", func(listener net.Listener) {

@@ -44,10 +44,11 @@ import (
 )
 
 // These tests run the service as a whole, over HTTP and as a process. The scripts in testdata/*.txt
-// and the walkthrough in README.md specify the API. Each response is compared with docs/openapi.json,
-// and the log of each server is checked.
+// and the walkthrough in README.md specify the API. Each response is compared with
+// docs/openapi.json, and the log of each server is checked.
 
-// liveSecret signs the tokens of the servers that these tests start, and freshSecret those of a few.
+// liveSecret signs the tokens of the servers that these tests start, and freshSecret those of a
+// few.
 const (
 	liveSecret  = documentedSecret
 	freshSecret = "a-fresh-secret-of-the-year-2027-with-at-least-32-bytes"
@@ -138,7 +139,8 @@ func signToken(header, claims string) string {
 	return input + "." + b64.EncodeToString(mac.Sum(nil))
 }
 
-// sentPassword matches the passwords in a body, JSON or a form. Shorter ones may be in a log by chance.
+// sentPassword matches the passwords in a body, JSON or a form. Shorter ones may be in a log by
+// chance.
 var sentPassword = regexp.MustCompile(`password(?:"\s*:\s*"|=)([^"&\s]{8,})`)
 
 // Send sends a request such as "GET /me" and checks what every response must have. With a header
@@ -192,8 +194,8 @@ var logLine = map[string]*regexp.Regexp{
 		`(?:,"[a-z_]+":(?:\d+|"(?:[^"\\]|\\.)*"))*?(?:,"request_id":"(\w+)")?}\n$`),
 }
 
-// checkLog fails unless the log has one line for each request but successful health checks, and each
-// line is well-formed and contains no secret, password, hash or token.
+// checkLog fails unless the log has one line for each request but successful health checks, and
+// each line is well-formed and contains no secret, password, hash or token.
 func (s *liveServer) checkLog(t testing.TB) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -284,9 +286,9 @@ func TestEveryRouteIsDescribed(t *testing.T) {
 	}
 }
 
-// TestDescribedExamples sends the examples of requests in the order of the routes, so that the user is
-// registered before the login. Each has the tokens of a new session. An error is the example word for
-// word.
+// TestDescribedExamples sends the examples of requests in the order of the routes, so that the user
+// is registered before the login. Each has the tokens of a new session. An error is the example
+// word for word.
 func TestDescribedExamples(t *testing.T) {
 	s, sent := startServer(t), 0
 	for _, operation := range operations() {
@@ -324,9 +326,9 @@ func TestDescribedExamples(t *testing.T) {
 	}
 }
 
-// TestRequirements sends each operation without a token, with invalid ones, and with tokens that have
-// the scope or lack it. The requests have no body, and an id of no user in the path: the caller is
-// checked first.
+// TestRequirements sends each operation without a token, with invalid ones, and with tokens that
+// have the scope or lack it. The requests have no body, and an id of no user in the path: the
+// caller is checked first.
 func TestRequirements(t *testing.T) {
 	public := strings.Fields("/auth/register /auth/login /auth/refresh /auth/revoke /healthz")
 	s := startServer(t)
@@ -389,7 +391,8 @@ func TestMethods(t *testing.T) {
 
 const jsonType = "Content-Type: application/json"
 
-// TestRegisterAtOnce sends twenty registrations of one email at once, to one server or to two replicas.
+// TestRegisterAtOnce sends twenty registrations of one email at once, to one server or to two
+// replicas.
 func TestRegisterAtOnce(t *testing.T) {
 	etcd := etcdtest.New(t)
 	for _, servers := range [][]*liveServer{{startServer(t)}, {startReplica(t, etcd), startReplica(t, etcd)}} {
@@ -475,7 +478,8 @@ var (
 	logHash  = regexp.MustCompile(`\b[0-9a-f]{16}\b`)
 )
 
-// logOf returns the lines of the log about the request with an id, or about any request if id is empty.
+// logOf returns the lines of the log about the request with an id, or about any request if id is
+// empty.
 func (s *liveServer) logOf(id string) (lines []string) {
 	for line := range strings.Lines(s.textLog.String()) {
 		if strings.Contains(line, " request_id="+id) {
@@ -654,7 +658,8 @@ func TestStalledClients(t *testing.T) {
 	})
 }
 
-// TestConnections counts the responses to requests on one connection, to see where the server closes it.
+// TestConnections counts the responses to requests on one connection, to see where the server
+// closes it.
 func TestConnections(t *testing.T) {
 	const chunks = "2\r\n{}\r\n0\r\n\r\n"
 	largest := "{}" + strings.Repeat(" ", 16<<10-2)
@@ -705,7 +710,8 @@ func TestConnections(t *testing.T) {
 	}
 }
 
-// TestBusy sends requests that need a hash while the only slot is taken. Other requests do not wait.
+// TestBusy sends requests that need a hash while the only slot is taken. Other requests do not
+// wait.
 func TestBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, listener := serveInMemory(t)
@@ -881,7 +887,8 @@ func addUsers(t *testing.T, s *liveServer, n int) {
 	}
 }
 
-// TestShutdown shuts down during a request. A login waits for a slot, which is freed after some time.
+// TestShutdown shuts down during a request. A login waits for a slot, which is freed after some
+// time.
 func TestShutdown(t *testing.T) {
 	for _, row := range []struct {
 		name, request    string
@@ -931,8 +938,8 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// TestFaults breaks the server so that a request fails or panics, before or after its response began.
-// The next request gets its response.
+// TestFaults breaks the server so that a request fails or panics, before or after its response
+// began. The next request gets its response.
 func TestFaults(t *testing.T) {
 	const (
 		failed = `500 {"detail":"Internal Server Error"`
@@ -995,7 +1002,8 @@ func (l *failingListener) Accept() (net.Conn, error) {
 	return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept", syscall.EMFILE)}
 }
 
-// TestServeFails checks the error of a closed listener, and that the log has the messages of net/http.
+// TestServeFails checks the error of a closed listener, and that the log has the messages of
+// net/http.
 func TestServeFails(t *testing.T) {
 	s := newLiveServer(t)
 	err := s.serve(t.Context(), &failingListener{pipeListener: make(pipeListener)})
@@ -1062,8 +1070,8 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// startProgram runs main in a process, and returns it with its log. FILE_BLOCKS in environ limits the
-// size of the files that it writes.
+// startProgram runs main in a process, and returns it with its log. FILE_BLOCKS in environ limits
+// the size of the files that it writes.
 func startProgram(t *testing.T, environ ...string) (*exec.Cmd, *bufio.Reader) {
 	t.Helper()
 	self, err := os.Executable()
@@ -1094,7 +1102,8 @@ func listens(t *testing.T, log *bufio.Reader) string {
 	}
 }
 
-// interrupt sends the program the header of a request and then, when it waits for the body, a signal.
+// interrupt sends the program the header of a request and then, when it waits for the body, a
+// signal.
 func interrupt(t *testing.T, cmd *exec.Cmd, log *bufio.Reader, signal os.Signal) (net.Conn, *bufio.Reader) {
 	t.Helper()
 	conn, err := net.Dial("tcp", listens(t, log))
@@ -1112,8 +1121,8 @@ func interrupt(t *testing.T, cmd *exec.Cmd, log *bufio.Reader, signal os.Signal)
 	return conn, reader
 }
 
-// TestSignals ends the program during a request, which gets its response. The program has memory for
-// fewer hashes than cores.
+// TestSignals ends the program during a request, which gets its response. The program has memory
+// for fewer hashes than cores.
 func TestSignals(t *testing.T) {
 	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
 		cmd, log := startProgram(t, append(runEnviron, "GOMAXPROCS=8", "GOMEMLIMIT=256MiB")...)
@@ -1283,8 +1292,8 @@ func TestOldChanges(t *testing.T) {
 	equal(t, "the owner", fmt.Sprint(u.ID, err), "owner<nil>")
 }
 
-// TestPlaces applies users in another order than that of their places. A deleted one keeps its place, and
-// the email of u6, whose deletion is missing, belongs to u7.
+// TestPlaces applies users in another order than that of their places. A deleted one keeps its
+// place, and the email of u6, whose deletion is missing, belongs to u7.
 func TestPlaces(t *testing.T) {
 	s := newUsers()
 	emails := map[int64]string{6: "u7@example.com"}
@@ -1365,8 +1374,8 @@ func TestAdminTaken(t *testing.T) {
 	equal(t, "exit", fmt.Sprint(got, cmd.ProcessState.ExitCode()), "APP_ADMIN_EMAIL: email already registered\n1")
 }
 
-// A known is what the service knows of an account, or zero if there is none. The session is empty if
-// there is none, and ? if its tokens were not received.
+// A known is what the service knows of an account, or zero if there is none. The session is empty
+// if there is none, and ? if its tokens were not received.
 type known struct{ name, password, session string }
 
 // An account has one client, which sends one request after another.
@@ -1444,7 +1453,8 @@ func (a *account) run(t *testing.T, client *http.Client, url string) {
 }
 
 // check compares the account with the file, which has what was acknowledged and possibly the last
-// request. It may lack rotations. If the program exited, it has all that was acknowledged, and no more.
+// request. It may lack rotations. If the program exited, it has all that was acknowledged, and no
+// more.
 func (a *account) check(t *testing.T, s *users, exited bool) {
 	u, _ := s.byEmail(t.Context(), a.email)
 	got, c := known{name: u.Name, session: sessionIDs(u)}, a.claims()
@@ -1474,8 +1484,8 @@ type crashes struct {
 	accounts []*account // also former ones
 }
 
-// round starts the program and the clients, ends it with a signal unless that is nil, and compares the
-// file with what the clients know. It returns the exit status, and the log except for requests.
+// round starts the program and the clients, ends it with a signal unless that is nil, and compares
+// the file with what the clients know. It returns the exit status, and the log except for requests.
 func (c *crashes) round(t *testing.T, signal os.Signal, more ...string) string {
 	cmd, output := startProgram(t, fileEnviron(c.path, more...)...)
 	url, logged := "http://"+listens(t, output), make(chan string)
@@ -1527,8 +1537,9 @@ func (c *crashes) registered() []*account {
 
 var rounds = flag.Int("rounds", 20, "how often TestCrash ends the program")
 
-// TestCrash kills the program while clients use it, again and again, and lets it exit every fifth time.
-// The clients go on with the tokens that they have. In the end the file reaches a limit of its size.
+// TestCrash kills the program while clients use it, again and again, and lets it exit every fifth
+// time. The clients go on with the tokens that they have. In the end the file reaches a limit of
+// its size.
 func TestCrash(t *testing.T) {
 	c := &crashes{path: filepath.Join(t.TempDir(), "users.jsonl")}
 	for i := range *rounds {
@@ -1543,8 +1554,8 @@ func TestCrash(t *testing.T) {
 	t.Logf("%d accounts", len(c.accounts))
 }
 
-// benchClients returns 32 clients of a server with the users in a file, or in memory if path is empty.
-// A call has each send n requests.
+// benchClients returns 32 clients of a server with the users in a file, or in memory if path is
+// empty. A call has each send n requests.
 func benchClients(b *testing.B, path, request string, n int) func() {
 	cfg := partsConfig()
 	cfg.throttle, cfg.storePath, cfg.argon2 = false, path, owaspMinimum
@@ -1568,8 +1579,8 @@ func benchClients(b *testing.B, path, request string, n int) func() {
 	return func() { send(request, n) }
 }
 
-// BenchmarkFile has clients send requests to a server with memory and to one with a file by turns. It
-// reports the requests a second with a file, also as a part of those with memory.
+// BenchmarkFile has clients send requests to a server with memory and to one with a file by turns.
+// It reports the requests a second with a file, also as a part of those with memory.
 func BenchmarkFile(b *testing.B) {
 	for request, n := range map[string]int{"POST /auth/refresh": 100, "POST /auth/login": 1} {
 		b.Run(request, func(b *testing.B) {

@@ -78,7 +78,8 @@ func (s *server) routes() []route {
 
 const maxBody = 16 << 10 // bytes
 
-// handler returns the service's handler, wrapped in middleware. ServeMux also routes HEAD to the handler of GET.
+// handler returns the service's handler, wrapped in middleware. ServeMux also routes HEAD to the
+// handler of GET.
 func (s *server) handler() http.Handler {
 	mux := http.NewServeMux()
 	for _, route := range s.routes() {
@@ -191,8 +192,8 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 	return respond.JSON(w, http.StatusOK, s.tokens.issuePair(u, begun, scope))
 }
 
-// emailHash returns a keyed hash of an email for the log. The email of a failed login is not logged,
-// because users type passwords into the wrong field.
+// emailHash returns a keyed hash of an email for the log. The email of a failed login is not
+// logged, because users type passwords into the wrong field.
 func (s *server) emailHash(address string) string {
 	mac := hmac.New(sha256.New, []byte(s.logKey.reveal()))
 	mac.Write([]byte(email.Key(address)))

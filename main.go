@@ -1,5 +1,5 @@
-// Command jwt-auth-api is an HTTP service that registers users, checks their passwords and issues JSON
-// Web Tokens. It replaces a FastAPI service, "the original", whose tokens it accepts.
+// Command jwt-auth-api is an HTTP service that registers users, checks their passwords and issues
+// JSON Web Tokens. It replaces a FastAPI service, "the original", whose tokens it accepts.
 package main
 
 import (
@@ -95,8 +95,8 @@ func newLogger(format string, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, nil))
 }
 
-// newServer builds a server, opens its store and creates the admin. fatal ends the process with an error
-// that occurs later.
+// newServer builds a server, opens its store and creates the admin. fatal ends the process with an
+// error that occurs later.
 func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.Logger, fatal func(error)) (
 	*server, error) {
 	logKey, _ := hkdf.Key(sha256.New, []byte(cfg.jwtSecret.reveal()), nil, "jwt-auth-api log", sha256.Size) // never fails
@@ -146,7 +146,7 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 	return s, s.createAdmin(ctx, cfg)
 }
 
-// createAdmin creates the admin, unless the settings have none or an enabled user has the scope admin.
+// createAdmin creates the admin, unless the settings have none or there is an enabled admin.
 func (s *server) createAdmin(ctx context.Context, cfg config) error {
 	if cfg.adminEmail == "" || s.users.hasAdmin() {
 		return nil
@@ -372,8 +372,8 @@ func (cfg *config) parseArgon2(text string) (err error) {
 	return nil
 }
 
-// availableMemory returns the memory in bytes that the process may use, the minimum of GOMEMLIMIT, the
-// limit of the control group and the memory of the machine. The last two are known only on Linux.
+// availableMemory returns the memory in bytes that the process may use, the minimum of GOMEMLIMIT,
+// the limit of the control group and the memory of the machine, the last two only on Linux.
 func availableMemory() uint64 {
 	have := uint64(debug.SetMemoryLimit(-1))
 	group, _ := os.ReadFile("/sys/fs/cgroup/memory.max")

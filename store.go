@@ -27,8 +27,8 @@ type store interface {
 	// errConflict if the record has another version than the one that the change was made from.
 	commit(ctx context.Context, c change) error
 
-	// fetch applies the latest record of the user with an id or, if that is empty, with an email key.
-	// It may be newer than that in the maps if there are other replicas of the service.
+	// fetch applies the latest record of the user with an id or, if that is empty, with an email
+	// key. It may be newer than that in the maps if there are other replicas of the service.
 	fetch(ctx context.Context, id, key string) error
 
 	// check returns errUnavailable if the maps may lack changes of other replicas.
@@ -61,7 +61,7 @@ type fileStore struct {
 	fatal   func(error) // ends the process: after a failed write nobody knows what is on the disk
 }
 
-// openFile returns a store with the records of the journal at path, which it creates if it is missing.
+// openFile returns a store with the records of the journal at path, which it opens or creates.
 func openFile(path string, s *users, warn func(string, ...any), fatal func(error)) (*fileStore, error) {
 	replay := func(line []byte) error {
 		var records []storedUser
@@ -102,8 +102,8 @@ func (f *fileStore) snapshot() iter.Seq[[]byte] {
 // noWaitDelay is the time until a change with noWait is written, so that many share a sync.
 const noWaitDelay = 10 * time.Millisecond
 
-// commit applies a change before it is on the disk: a client may see it early, but its own request is
-// not acknowledged before. A change with noWait is acknowledged at once.
+// commit applies a change before it is on the disk: a client may see it early, but its own request
+// is not acknowledged before. A change with noWait is acknowledged at once.
 func (f *fileStore) commit(_ context.Context, c change) error {
 	if c.user.Deleted {
 		c.user = user{ID: c.user.ID, Deleted: true}
@@ -139,11 +139,11 @@ const (
 	maxStaleness = 10 * time.Second       // age of the last heartbeat seen
 )
 
-// An etcdStore shares the records with other replicas through etcd. It watches their changes, so that
-// the maps follow. Keys begin with a prefix: u/ID holds a record, a/EMAIL KEY the id of its user.
+// An etcdStore shares the records with other replicas through etcd. It watches their changes, so
+// that the maps follow. After a prefix, the key u/ID holds a record, a/EMAIL KEY the user's id.
 //
-// Each replica also writes its name and the time to b twice a second. Changes are seen in order, so when
-// a replica sees its own heartbeat, it has seen all changes before.
+// Each replica also writes its name and the time to b twice a second. Changes are seen in order, so
+// when a replica sees its own heartbeat, it has seen all changes before.
 type etcdStore struct {
 	*users
 	config  etcd.Config
@@ -156,8 +156,8 @@ type etcdStore struct {
 	loaded  int64        // revision of the last load; protected by mu
 }
 
-// openEtcd makes an etcdStore the store of s, and begins to load the records. It calls onLoad after each
-// load. The store works until it is closed, even if ctx is done before.
+// openEtcd makes an etcdStore the store of s, and begins to load the records. It calls onLoad after
+// each load. The store works until it is closed, even if ctx is done before.
 func openEtcd(ctx context.Context, s *users, cfg etcd.Config, prefix string, log *slog.Logger,
 	onLoad func(context.Context) error) {
 	e := &etcdStore{users: s, config: cfg, prefix: prefix, replica: newUUID(), log: log}
@@ -190,8 +190,8 @@ func (e *etcdStore) follow(ctx context.Context, onLoad func(context.Context) err
 	return client.Watch(ctx, begin, end, revision+1, maxSilence, e.changed)
 }
 
-// load replaces the maps by the records at the current revision, which it returns, and the client. It
-// reads the records by the first character of the ids, because etcd scans all keys for a limit.
+// load replaces the maps by the records at the current revision, which it returns, and the client.
+// It reads the records by the first character of the ids, because etcd scans all keys for a limit.
 func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error) {
 	_, revision, err := client.Range(ctx, e.prefix+"b", "", 0)
 	if err != nil {
@@ -261,7 +261,7 @@ func (e *etcdStore) changed(kvs []etcd.KV) {
 	}
 }
 
-// applyKV applies the record of a key that client read. It returns an error if the record is unreadable.
+// applyKV applies the record of a key that client read, or returns an error if it is unreadable.
 func (e *etcdStore) applyKV(client *etcd.Client, kv etcd.KV) error {
 	u, err := e.decode(kv)
 	if err == nil {
@@ -270,8 +270,8 @@ func (e *etcdStore) applyKV(client *etcd.Client, kv etcd.KV) error {
 	return err
 }
 
-// applyFrom applies a record that client read or wrote, unless the records have been loaded since from
-// another cluster, or without this one because it is deleted.
+// applyFrom applies a record that client read or wrote, unless the records have been loaded since
+// from another cluster, or without this one because it is deleted.
 func (e *etcdStore) applyFrom(client *etcd.Client, u user) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -294,8 +294,7 @@ func (e *etcdStore) beat(ctx context.Context) {
 	}
 }
 
-// commit makes a change with one transaction, which etcd makes only if the keys are at the revisions
-// that the change was made from.
+// commit makes a change with a transaction, if the keys have the revisions that it was made from.
 func (e *etcdStore) commit(ctx context.Context, c change) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
@@ -329,8 +328,8 @@ func (e *etcdStore) commit(ctx context.Context, c change) error {
 	return nil
 }
 
-// conflict applies the current records of a change and of another admin, and returns why the change was
-// not made. It returns nil if an earlier try made it, whose response was lost.
+// conflict applies the current records of a change and of another admin, and returns why the change
+// was not made. It returns nil if an earlier try made it, whose response was lost.
 func (e *etcdStore) conflict(ctx context.Context, c change, other string) error {
 	if err := cmp.Or(e.fetch(ctx, c.user.ID, ""), e.fetch(ctx, cmp.Or(other, c.user.ID), "")); err != nil {
 		return err

@@ -45,7 +45,8 @@ func unwatched(etcd *etcdtest.Server) (resume func()) {
 	return func() { etcd.Fault(nil) }
 }
 
-// TestReplicas changes users at two replicas that do not see each other's changes, except at the end.
+// TestReplicas changes users at two replicas that do not see each other's changes, except at the
+// end.
 func TestReplicas(t *testing.T) {
 	etcd := etcdtest.New(t)
 	a, b := startReplica(t, etcd), startReplica(t, etcd)

@@ -126,8 +126,8 @@ func (u *user) end(now int64, match func(session) bool) {
 	})
 }
 
-// accepts reports whether the record allows a valid token: its session exists or, if it is a token of
-// the original, it was issued after since.
+// accepts reports whether the record allows a valid token: its session exists or, if it is a token
+// of the original, it was issued after since.
 func (u *user) accepts(c claims, now int64) bool {
 	if u.find(c.sessionID(), now) >= 0 {
 		return true
@@ -175,8 +175,8 @@ const (
 	reuse                  // the session ends: the token was used twice
 )
 
-// judge returns the verdict on a refresh token of generation gen. A generation ahead of the session's
-// means that the last write was lost.
+// judge returns the verdict on a refresh token of generation gen. A generation ahead of the
+// session's means that the last write was lost.
 func (s session) judge(gen, now int64) verdict {
 	switch behind := s.Gen - gen; {
 	case behind <= 0:
@@ -248,8 +248,8 @@ func (s *users) lookup(id, key string) (user, error) {
 	return *s.records[i], nil
 }
 
-// after returns up to limit users in order of registration: those after the user with an id, or
-// the first ones if id is empty. A deleted user keeps its place. It returns errUnknownUser if it knows
+// after returns up to limit users in order of registration: those after the user with an id, or the
+// first ones if id is empty. A deleted user keeps its place. It returns errUnknownUser if it knows
 // no such user.
 func (s *users) after(id string, limit int) ([]user, error) {
 	s.mu.RLock()
@@ -376,8 +376,8 @@ func (s *users) otherAdmin(c change) (user, error) {
 	return other, nil
 }
 
-// apply replaces a record unless the present one is as new. It is the only function that modifies the
-// maps. It is called with mu held.
+// apply replaces a record unless the present one is as new. It is the only function that modifies
+// the maps. It is called with mu held.
 func (s *users) apply(u user) {
 	i, known := s.ids[u.ID]
 	if !known {

@@ -11,8 +11,8 @@ import (
 	"jwt-auth-api/checks/service"
 )
 
-// app is the script of a browser app. It registers, mistypes the password, logs in and reads /me, and
-// returns what it reads.
+// app is the script of a browser app. It registers, mistypes the password, logs in and reads /me,
+// and returns what it reads.
 const app = `(async () => {
 	const send = async (path, body, headers) => {
 		const method = body ? "POST" : "GET";

@@ -21,7 +21,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// A page is one tab of a browser that reaches nothing except the service and the other origins given.
+// A page is one tab of a browser that reaches nothing except the service and the other origins
+// given.
 type page struct {
 	t       *testing.T
 	ctx     context.Context
@@ -81,8 +82,8 @@ func call[P, R any](p *page, command cdp.Command[P, R], params P) {
 	}
 }
 
-// listen records an event. It runs on the goroutine that reads from the browser, so it must not wait
-// for the result of a command.
+// listen records an event. It runs on the goroutine that reads from the browser, so it must not
+// wait for the result of a command.
 func (p *page) listen(event any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -131,8 +132,8 @@ func (p *page) reaches(rawURL string) bool {
 	return err == nil && (u.Scheme == "data" || u.Scheme == "about" || slices.Contains(p.origins, u.Scheme+"://"+u.Host))
 }
 
-// resume continues a request to the page's origins and blocks any other. It ignores errors, which only a
-// closing tab causes.
+// resume continues a request to the page's origins and blocks any other. It ignores errors, which
+// only a closing tab causes.
 func (p *page) resume(e *fetch.EventRequestPaused) {
 	if p.reaches(e.Request.URL) {
 		chromedp.Call(p.ctx, fetch.ContinueRequest, fetch.ContinueRequestParams{RequestID: e.RequestID})

@@ -12,7 +12,8 @@ import (
 	"jwt-auth-api/checks/service"
 )
 
-// hostileName runs a script if it is taken for markup, and breaks a shell command that does not quote it.
+// hostileName runs a script if it is taken for markup, and breaks a shell command that does not
+// quote it.
 const hostileName = `O'Brien <img src=x onerror=document.title="hacked">`
 
 func TestPage(t *testing.T) {
@@ -70,8 +71,8 @@ func (p *page) logOut() {
 	p.click("#close")
 }
 
-// useAsVisitor registers a user with a hostile name, uses each token pair that the service returns, and
-// is rejected by the admin route.
+// useAsVisitor registers a user with a hostile name, uses each token pair that the service returns,
+// and is rejected by the admin route.
 func (p *page) useAsVisitor(t *testing.T) {
 	email := fmt.Sprintf("visitor-%d@example.com", time.Now().UnixNano())
 	p.open("register")
@@ -119,7 +120,8 @@ func TestPageByKeyboard(t *testing.T) {
 	p.finish(nil, nil)
 }
 
-// expire makes the next request of the page carry an invalid access token, as if its own had expired.
+// expire makes the next request of the page carry an invalid access token, as if its own had
+// expired.
 const expire = `(() => {
 	const send = fetch;
 	window.fetch = (url, options) => {
@@ -162,7 +164,8 @@ func TestPageSessions(t *testing.T) {
 		"401 /me/sessions", "401 /auth/refresh"}, nil)
 }
 
-// useAsEditor changes the admin, with a list and a boolean in the body, after it looked up an unknown user.
+// useAsEditor changes the admin, with a list and a boolean in the body, after it looked up an
+// unknown user.
 func (p *page) useAsEditor(t *testing.T) {
 	set := func(id, value string) {
 		t.Helper()

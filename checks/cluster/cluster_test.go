@@ -1,4 +1,5 @@
-// Package cluster tests replicas of the service that share their users through a real cluster of etcd.
+// Package cluster tests replicas of the service that share their users through a real cluster of
+// etcd.
 package cluster
 
 import (
@@ -149,7 +150,8 @@ func (c *cluster) logoutEverywhere() {
 	}
 }
 
-// demotions has twenty admins take the scope from themselves through two replicas at the same moment.
+// demotions has twenty admins take the scope from themselves through two replicas at the same
+// moment.
 func (c *cluster) demotions() {
 	setScopes := func(i int, token, id string, scopes ...string) reply {
 		return patch(c.urls[i%2]+"/admin/users/"+id, token, object{"scopes": scopes})
@@ -280,7 +282,8 @@ func (l *load) stopInFlood() {
 	}
 }
 
-// restore replaces the disks of all nodes by earlier copies. The replicas must serve what they hold.
+// restore replaces the disks of all nodes by earlier copies. The replicas must serve what they
+// hold.
 func (c *cluster) restore() {
 	old := c.register(0, "old@example.com").Access
 	signal(syscall.SIGKILL, c.nodes...)

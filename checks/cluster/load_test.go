@@ -16,15 +16,16 @@ import (
 	"jwt-auth-api/checks/service"
 )
 
-// An operation is the input of one in the history. The state of its key is a number: of an email 1 if
-// it is registered, of a password which one it is, of a session its generation or -1 if it has ended.
+// An operation is the input of one in the history. The state of its key is a number: of an email 1
+// if it is registered, of a password which one it is, of a session its generation or -1 if it has
+// ended.
 type operation struct {
 	kind, key string
 	arg, next int
 }
 
-// A result is the output of an operation. The status is 0 if the operation may have been done or not,
-// or may still be.
+// A result is the output of an operation. The status is 0 if the operation may have been done or
+// not, or may still be.
 type result struct{ status, gen int }
 
 // model is one key of a service with one replica that never fails.
@@ -63,8 +64,8 @@ func step(state int, op operation) (result, int) {
 	return result{200, op.arg + 1}, op.arg + 1
 }
 
-// A load is nine clients, three at each replica, and the history of what they did. Those of one kind
-// use the same emails, the same password or the same session, so they compete.
+// A load is nine clients, three at each replica, and the history of what they did. Those of one
+// kind use the same emails, the same password or the same session, so they compete.
 type load struct {
 	*cluster
 	down     [3]atomic.Bool        // the replica may fail to respond
@@ -224,8 +225,8 @@ func (l *load) recovered(replicas ...int) {
 	}
 }
 
-// check reads at every replica what was acknowledged, after the load has stopped. The reads are part
-// of the history, which must be linearizable.
+// check reads at every replica what was acknowledged, after the load has stopped. The reads are
+// part of the history, which must be linearizable.
 func (l *load) check() {
 	l.stop()
 	emails := int(l.emails.Load()/3) + 1

@@ -63,8 +63,8 @@ type node struct {
 	cmd          *exec.Cmd
 }
 
-// startCluster runs nodes until the test ends. With a value of etcd's flag --auth-token, they have TLS
-// and authentication. KEY in it becomes the path of a key.
+// startCluster runs nodes until the test ends. With a value of etcd's flag --auth-token, they have
+// TLS and authentication. KEY in it becomes the path of a key.
 func startCluster(t testing.TB, path, tokens string, args ...string) *cluster {
 	t.Helper()
 	c := &cluster{t: t, path: path, args: args, urls: make([]string, 3)}
@@ -99,8 +99,8 @@ func freeAddr() string {
 	return l.Addr().String()
 }
 
-// certificate returns the paths of the certificate that net/http/httptest has for 127.0.0.1, which is
-// its own authority, and of its key.
+// certificate returns the paths of the certificate that net/http/httptest has for 127.0.0.1, which
+// is its own authority, and of its key.
 func certificate(t testing.TB) (cert, key string) {
 	server := httptest.NewTLSServer(nil)
 	defer server.Close()
@@ -170,7 +170,8 @@ func (c *cluster) ask(path string, body object) (r reply) {
 	return r
 }
 
-// requireAuthentication has etcd require it. The replicas' user may use only the keys of their prefix.
+// requireAuthentication has etcd require it. The replicas' user may use only the keys of their
+// prefix.
 func (c *cluster) requireAuthentication() {
 	keys := object{"permType": "READWRITE", "key": []byte("app/"), "range_end": []byte("app0")}
 	c.ask("/v3/auth/role/add", object{"name": "app"})
@@ -208,8 +209,8 @@ func (c *cluster) replace(n *node) {
 	c.start(n)
 }
 
-// proxy has a replica reach etcd through TCP proxies, which the program etcd has too. While they are
-// stopped, nothing gets through, as in a network that loses all packets.
+// proxy has a replica reach etcd through TCP proxies, which the program etcd has too. While they
+// are stopped, nothing gets through, as in a network that loses all packets.
 func (c *cluster) proxy(replica int) {
 	for i, url := range c.stores[replica] {
 		scheme, target, _ := strings.Cut(url, "//")
@@ -271,7 +272,8 @@ func await(t testing.TB, within time.Duration, what string, holds func() bool) {
 	t.Logf("%s: after %s", what, time.Since(begin).Round(time.Millisecond))
 }
 
-// A reply is the response to a request. It has the members of the bodies of the service and of etcd.
+// A reply is the response to a request. It has the members of the bodies of the service and of
+// etcd.
 type reply struct {
 	status int // 0: none
 	retry  string

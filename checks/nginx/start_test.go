@@ -68,8 +68,8 @@ func start(t *testing.T, addr string) *http.Client {
 	return server.Client()
 }
 
-// run runs nginx in dir with files until the test ends. nginx inherits the listener, as from an older
-// nginx that it replaces, so a client can connect at once.
+// run runs nginx in dir with files until the test ends. nginx inherits the listener, as from an
+// older nginx that it replaces, so a client can connect at once.
 func run(t *testing.T, dir string, listener *net.TCPListener, files map[string]string) {
 	t.Helper()
 	for name, content := range files {

@@ -1,4 +1,5 @@
-// Package service builds the program in the parent of this module and runs it for a test, as an operator would.
+// Package service builds the program in the parent of this module and runs it for a test, as an
+// operator would.
 //
 // The packages that use it are direct children of the module's directory.
 package service
@@ -49,10 +50,10 @@ type Process struct {
 	killed bool
 }
 
-// Run runs the program until the test ends. The program listens on a free port of 127.0.0.1 and has a
-// random secret, an empty working directory and no other environment. Settings in env (NAME=value)
-// override these; APP_LOG must stay text, since the log names the port. The log becomes part of the
-// test's output.
+// Run runs the program until the test ends. The program listens on a free port of 127.0.0.1 and has
+// a random secret, an empty working directory and no other environment. Settings in env
+// (NAME=value) override these; APP_LOG must stay text, since the log names the port. The log
+// becomes part of the test's output.
 //
 // The test fails if the program does not start to listen, or does not exit with 0 after SIGTERM.
 func Run(tb testing.TB, env ...string) *Process {

@@ -1,8 +1,8 @@
-// Package dotenv parses the variables of one program in a .env file, which it may share with others.
+// Package dotenv parses the variables of one program in a .env file, which others may share.
 //
-// A line is NAME=value, with or without "export " before it. A value is bare or in one pair of single
-// or double quotes, without escapes or expansion. A comment begins with a # at the start of a line,
-// after white space or after quotes. An error never contains a value, which may be a secret.
+// A line is NAME=value, with or without "export " before it. A value is bare or in one pair of
+// single or double quotes, without escapes or expansion. A comment begins with a # at the start of
+// a line, after white space or after quotes. No error contains a value, which may be a secret.
 package dotenv
 
 import (
@@ -23,8 +23,8 @@ type Var struct {
 var assignment = regexp.MustCompile(`^(\w+)\s*=(.*)$`)
 var reference = regexp.MustCompile(`\$\{.+\}|\$\(.+\)|^\$[A-Za-z_]\w*$`)
 
-// Parse returns the variables in text whose name begins with prefix, in any case, and ignores all other
-// lines. Its error joins one for each faulty line; the variables of the valid lines are returned too.
+// Parse returns the variables in text whose name begins with prefix, in any case, and ignores all
+// other lines. Its error joins one for each faulty line. It returns those of the valid lines too.
 func Parse(text, prefix string) ([]Var, error) {
 	if !utf8.ValidString(text) || strings.Contains(text, "\x00") { // UTF-16, for example
 		return nil, errors.New(".env: not UTF-8 text: save the file as UTF-8")

@@ -43,7 +43,8 @@ func TestParseRejects(t *testing.T) {
 	}
 }
 
-// TestParseWithoutPrefix checks that an empty prefix matches every name, and no comment or blank line.
+// TestParseWithoutPrefix checks that an empty prefix matches every name, and no comment or blank
+// line.
 func TestParseWithoutPrefix(t *testing.T) {
 	got, err := Parse("# x\n\nA=x\nexport\n=y", "")
 	if want := ".env line 4: want NAME=value\n.env line 5: want NAME=value"; err == nil || err.Error() != want {
@@ -58,8 +59,8 @@ var safeError = regexp.MustCompile(`^((^|\n)(\.env: not UTF-8 text: save the fil
 	`\.env line \d+: (want NAME=value|APP_[A-Z0-9_]*: (set twice|want the value in one pair of quotes, or in none|` +
 	`\$\{\.\.\.\}, \$\(\.\.\.\) and \$NAME are not expanded; write the value itself))))+$`)
 
-// FuzzParse checks that name and value are those of the line, that a line of another program changes
-// nothing, and that an error contains no text of the file except the names of variables.
+// FuzzParse checks that name and value are those of the line, that a line of another program
+// changes nothing, and that an error contains no text of the file except the names of variables.
 func FuzzParse(f *testing.F) {
 	for _, row := range slices.Concat(testfile.Read[[]row](f, "rejected.json"), testfile.Read[[]row](f, "accepted.json")) {
 		f.Add(row.Input)

@@ -84,9 +84,9 @@ func Parse(text string) (string, error) {
 	return address, nil
 }
 
-// Key returns the canonical form of an address, for comparison only. Two addresses that Parse accepts
-// have the same key if and only if they differ in letter case (Unicode simple case folding, as in
-// strings.EqualFold), in spaces and tabs around them, or in the encoding of their domain.
+// Key returns the canonical form of an address, for comparison only. Two addresses that Parse
+// accepts have the same key if and only if they differ in letter case (Unicode simple case folding,
+// as in strings.EqualFold), in spaces and tabs around them, or in the encoding of their domain.
 func Key(text string) string {
 	local, domain, _ := strings.Cut(strings.Map(fold, strings.Trim(text, " \t")), "@")
 	return strings.Map(fold, local+"@"+decodeDomain(domain))

@@ -1,9 +1,10 @@
 // Package etcd is a client of etcd, a store of keys and values that survives the loss of a machine.
 // It uses etcd's JSON gateway, so that net/http and encoding/json are enough.
 //
-// Every change gives the store a new revision. A transaction compares the revision of the last change
-// of a key, and so changes the key only if no other client has since it was read. A copy of a part of
-// the store begins with a Range at a revision, and continues with a Watch from the next revision.
+// Every change gives the store a new revision. A transaction compares the revision of the last
+// change of a key, and so changes the key only if no other client has since it was read. A copy of
+// a part of the store begins with a Range at a revision, and a Watch from the next one continues
+// it.
 package etcd
 
 import (
@@ -27,11 +28,11 @@ const (
 var (
 	// ErrConflict reports that a comparison of a transaction failed.
 	ErrConflict = errors.New("a key has another revision")
-	// ErrCompacted reports that etcd no longer has the revision. The caller must read all keys again.
+	// ErrCompacted reports that etcd lacks the revision. The caller must read all keys again.
 	ErrCompacted = errors.New("revision compacted")
-	// ErrCluster reports a response from another cluster than the first response came from, or from the
-	// same one restored to an earlier revision. Their revisions are not comparable. The caller must
-	// read all keys again, with a new Client.
+	// ErrCluster reports a response from another cluster than the first response came from, or from
+	// the same one restored to an earlier revision. Their revisions are not comparable. The caller
+	// must read all keys again, with a new Client.
 	ErrCluster = errors.New("cluster replaced")
 )
 
@@ -43,8 +44,8 @@ type Config struct {
 	Warn     func(msg string, args ...any) // logs the failure of an endpoint, as slog.Warn does
 }
 
-// A Client is a client of a cluster. It uses one endpoint until that fails, and then the next. It is
-// safe for concurrent use.
+// A Client is a client of a cluster. It uses one endpoint until that fails, and then the next. It
+// is safe for concurrent use.
 type Client struct {
 	cfg       Config
 	transport http.RoundTripper
@@ -86,9 +87,9 @@ func Prefix(p string) (begin, end string) {
 }
 
 // Range returns the pairs with begin <= key < end, or the pair of begin if end is empty, and the
-// revision of the store. The pairs are those of a past revision, or the current ones if revision is 0,
-// with every change that was acknowledged before. All are held in memory, so the caller should split a
-// large interval. Range tries other endpoints until ctx is done.
+// revision of the store. The pairs are those of a past revision, or the current ones if revision is
+// 0, with every change that was acknowledged before. All are held in memory, so the caller should
+// split a large interval. Range tries other endpoints until ctx is done.
 func (c *Client) Range(ctx context.Context, begin, end string, revision int64) ([]KV, int64, error) {
 	timeout := tryTimeout
 	if end != "" {
@@ -99,8 +100,8 @@ func (c *Client) Range(ctx context.Context, begin, end string, revision int64) (
 	return resp.KVs, resp.Header.Revision, err
 }
 
-// A Txn is a transaction. If each key of Compare has that ModRevision, where 0 means that it does not
-// exist, the keys of Put are set and those of Delete deleted, with one revision for all.
+// A Txn is a transaction. If each key of Compare has that ModRevision, where 0 means that it does
+// not exist, the keys of Put are set and those of Delete deleted, with one revision for all.
 type Txn struct {
 	Compare map[string]int64
 	Put     map[string][]byte
@@ -134,12 +135,12 @@ func (c *Client) Commit(ctx context.Context, t Txn) (revision int64, err error) 
 	return resp.Header.Revision, err
 }
 
-// Watch calls changed with the changes from a revision on of keys with begin <= key < end. Each call
-// has all changes of one or more revisions, in order. Watch continues at other endpoints until ctx is
-// done or the changes are no longer available. Then it returns [ErrCompacted] or [ErrCluster].
+// Watch calls changed with the changes from a revision on of keys with begin <= key < end. Each
+// call has all changes of one or more revisions, in order. Watch continues at other endpoints until
+// ctx is done or changes are no longer available. Then it returns [ErrCompacted] or [ErrCluster].
 //
-// A stopped endpoint sends nothing, as one without changes. So Watch leaves an endpoint that reports no
-// change for the time silence. The caller must change a key more often than that.
+// A stopped endpoint sends nothing, as one without changes. So Watch leaves an endpoint that
+// reports no change for the time silence. The caller must change a key more often than that.
 func (c *Client) Watch(ctx context.Context, begin, end string, revision int64, silence time.Duration,
 	changed func([]KV)) error {
 	req := request{Create: &request{Key: []byte(begin), End: []byte(end), StartRevision: revision}}

@@ -20,9 +20,9 @@ import (
 
 // A row of testdata/calls.json makes calls of one Client with the endpoints a and b.
 //
-// Each request gets the next of the replies. A reply has steps, separated by " ~ ": a status, lines of
-// the body, a pause such as 1.5s, "hang" until the request is canceled, or "reset". H7 stands for the
-// header of a response of cluster 14 at revision 7.
+// Each request gets the next of the replies. A reply has steps, separated by " ~ ": a status, lines
+// of the body, a pause such as 1.5s, "hang" until the request is canceled, or "reset". H7 stands
+// for the header of a response of cluster 14 at revision 7.
 type row struct {
 	Name     string
 	User     string        // of the Client
@@ -191,8 +191,8 @@ func compare(t *testing.T, name string, got, want []string) {
 	}
 }
 
-// TestConcurrentFailures checks that of two calls that fail in the same way, one logs in, one moves to
-// the next endpoint, and one logs a warning.
+// TestConcurrentFailures checks that of two calls that fail in the same way, one logs in, one moves
+// to the next endpoint, and one logs a warning.
 func TestConcurrentFailures(t *testing.T) {
 	f := &fake{replies: []string{`200 ~ {H7,"token":"new"}`}}
 	warnings := 0
@@ -207,8 +207,8 @@ func TestConcurrentFailures(t *testing.T) {
 	}
 }
 
-// TestNew makes calls with net/http, at an endpoint that supports HTTP/2: the first reply is lost, the
-// next two come in chunks on one connection, and the last is a redirect.
+// TestNew makes calls with net/http, at an endpoint that supports HTTP/2: the first reply is lost,
+// the next two come in chunks on one connection, and the last is a redirect.
 func TestNew(t *testing.T) {
 	var requests, peers []string
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -264,8 +264,8 @@ func FuzzPrefix(f *testing.F) {
 	})
 }
 
-// FuzzWatch cuts a body. The changes before the cut are the same, none is empty, and the revision to
-// continue from is that after the last one.
+// FuzzWatch cuts a body. The changes before the cut are the same, none is empty, and the revision
+// to continue from is that after the last one.
 func FuzzWatch(f *testing.F) {
 	for _, row := range testfile.Read[[]row](f, "calls.json") {
 		for _, reply := range row.Replies {

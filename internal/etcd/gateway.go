@@ -33,8 +33,8 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s (status %d, code %d)", cmp.Or(e.Message, http.StatusText(e.Status)), e.Status, e.Code)
 }
 
-// A request has the fields of all requests, and of their parts. The gateway ignores a field that the
-// request does not have, and takes a missing one as 0.
+// A request has the fields of all requests, and of their parts. The gateway ignores a field that
+// the request does not have, and takes a missing one as 0.
 type request struct {
 	Key           []byte `json:"key,omitempty"`
 	End           []byte `json:"range_end,omitempty"`
@@ -70,8 +70,8 @@ type response struct {
 	Events          []struct{ KV KV }
 }
 
-// unary returns the response to a request that has one. It includes all changes that were acknowledged
-// before, so an earlier revision than the latest seen is that of a restored cluster.
+// unary returns the response to a request that has one. It includes all changes that were
+// acknowledged before, so an earlier revision than the latest seen is that of a restored cluster.
 func (c *Client) unary(ctx context.Context, timeout time.Duration, path string, req request) (resp response, err error) {
 	latest := c.revision.Load()
 	err = c.call(ctx, timeout, path, req, func(r response) { resp = r })
@@ -110,8 +110,8 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, path string, r
 	}
 }
 
-// failed reports whether err is a failure of endpoint n, rather than a response to the request. If so,
-// it makes the next endpoint the one in use, unless another call has done that.
+// failed reports whether err is a failure of endpoint n, rather than a response to the request. If
+// so, it makes the next endpoint the one in use, unless another call has done that.
 func (c *Client) failed(n int64, err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	final := ok && e.Status < 500 && e.Code != canceled || errors.Is(err, ErrCompacted) || errors.Is(err, ErrCluster)
@@ -125,8 +125,8 @@ func (c *Client) failed(n int64, err error) bool {
 	return true
 }
 
-// try posts a request to endpoint n. If etcd rejects the token, it logs in and posts the request again.
-// etcd returns code 3 for no token, an outdated one, and other faults, for which the login is needless.
+// try posts a request to endpoint n. If etcd rejects the token, it logs in and posts the request
+// again. Code 3 means no token, an outdated one, or other faults, for which the login is needless.
 func (c *Client) try(ctx context.Context, n int64, path string, req request, each func(response)) error {
 	url := c.cfg.URLs[n%int64(len(c.cfg.URLs))]
 	token := c.token.Load().(string)
@@ -154,8 +154,8 @@ func (c *Client) login(ctx context.Context, url, old string) error {
 	return c.post(ctx, url+"/v3/auth/authenticate", "", req, func(r response) { c.token.Store(r.Token) })
 }
 
-// post posts a request, and calls each with every response. Only a watch has more than one. It has no last
-// one, so its end is an error.
+// post posts a request, and calls each with every response. Only a watch has more than one. It has
+// no last one, so its end is an error.
 func (c *Client) post(ctx context.Context, url, token string, req request, each func(response)) error {
 	body, _ := json.Marshal(req)                                                         // can't fail
 	r, _ := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body)) // fails for an invalid URL

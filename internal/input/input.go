@@ -10,8 +10,8 @@
 //
 // A field that breaks its rule adds a [Fault], so a client learns of all its mistakes at once. The
 // values are valid only if Err returns nil. A field has at most one fault, the first, so a caller
-// may check a value further without knowing whether it is faulty already. No fault contains what the
-// client sent, since any of it may be a password in the wrong place.
+// may check a value further without knowing whether it is faulty already. No fault contains what
+// the client sent, since any of it may be a password in the wrong place.
 package input
 
 import (
@@ -58,8 +58,8 @@ func (in *Input) Has(name string) bool {
 	return ok
 }
 
-// Err returns the error of reading the body, or the faults found as [Faults], or nil. A parameter that
-// the caller did not take must not be given twice either. Its fault omits the name.
+// Err returns the error of reading the body, or the faults found as [Faults], or nil. A parameter
+// that the caller did not take must not be given twice either. Its fault omits the name.
 func (in *Input) Err() error {
 	if in.err != nil {
 		return in.err
@@ -78,8 +78,8 @@ func (in *Input) Err() error {
 
 const givenTwice = "Parameter given twice"
 
-// Fault adds a fault of a field, unless the field has one. The name is the caller's, never one that only
-// the client uses.
+// Fault adds a fault of a field, unless the field has one. The name is the caller's, never one that
+// only the client uses.
 func (in *Input) Fault(typ, name, msg string, ctx map[string]any) {
 	if !in.faulty(name) {
 		in.faults = append(in.faults, Fault{typ, []any{in.place, name}, msg, ctx})
@@ -156,8 +156,8 @@ func (in *Input) Enum(name string, values ...string) string {
 	return text
 }
 
-// Int returns the value of a required query parameter, a decimal number from min to max. It returns min
-// if the parameter is faulty.
+// Int returns the value of a required query parameter, a decimal number from min to max. It returns
+// min if the parameter is faulty.
 func (in *Input) Int(name string, min, max int) int {
 	n, err := strconv.Atoi(in.Required(name))
 	in.check(err == nil, "int_parsing", name,
@@ -211,7 +211,8 @@ func (in *Input) Tokens(name string, max, maxLen int) []string {
 	return tokens
 }
 
-// isToken reports whether text is a scope-token of at most maxLen characters (RFC 6749 section 3.3).
+// isToken reports whether text is a scope-token (RFC 6749 section 3.3) of at most maxLen
+// characters.
 func isToken(text string, maxLen int) bool {
 	isOther := func(c rune) bool { return c < '!' || c > '~' || c == '"' || c == '\\' }
 	return text != "" && len(text) <= maxLen && !strings.ContainsFunc(text, isOther)

@@ -184,8 +184,8 @@ func writable(boundary string) bool {
 	return multipart.NewWriter(io.Discard).SetBoundary(boundary) == nil
 }
 
-// FuzzBoundary finds boundaries. Where package mime parses the header, the two agree, and mime/multipart
-// decides which boundaries are valid.
+// FuzzBoundary finds boundaries. Where package mime parses the header, the two agree, and
+// mime/multipart decides which boundaries are valid.
 func FuzzBoundary(f *testing.F) {
 	for _, row := range testfile.Read[[]testCase](f, "boundaries.json") {
 		f.Add(row.Input)
@@ -206,7 +206,8 @@ func FuzzBoundary(f *testing.F) {
 	})
 }
 
-// FuzzMultipart reads any body, and then a form that mime/multipart wrote, whose value must come back.
+// FuzzMultipart reads any body, and then a form that mime/multipart wrote, whose value must come
+// back.
 func FuzzMultipart(f *testing.F) {
 	f.Add("x", "1")
 	f.Add("a/b:c=?", "1\r\n--a/b:c=")

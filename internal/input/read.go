@@ -82,7 +82,7 @@ func read(r *http.Request, formAllowed, optional bool) *Input {
 		err = in.addMultipart(body, r.Header.Get("Content-Type"))
 	}
 	if media != jsonObject {
-		// RFC 6749 section 3.2: "Parameters sent without a value MUST be treated as if they were omitted".
+		// RFC 6749 section 3.2: parameters without a value are "treated as if they were omitted".
 		omitted := strictjson.Value{Kind: strictjson.String}
 		maps.DeleteFunc(in.values, func(_ string, v strictjson.Value) bool { return v == omitted })
 	}
@@ -145,8 +145,8 @@ func (in *Input) addParameter(name string, v strictjson.Value) {
 }
 
 // addURLEncoded adds the parameters of application/x-www-form-urlencoded whose names are wanted. It
-// parses them as the URL Standard does (https://url.spec.whatwg.org/#urlencoded-parsing). That keeps
-// a semicolon, and a percent sign that begins no escape, which [url.ParseQuery] rejects.
+// parses them as the URL Standard does (https://url.spec.whatwg.org/#urlencoded-parsing). That
+// keeps a semicolon, and a percent sign that begins no escape, which [url.ParseQuery] rejects.
 func (in *Input) addURLEncoded(text string, wanted func(name string) bool) {
 	for pair := range strings.SplitSeq(text, "&") {
 		name, value, _ := strings.Cut(pair, "=")
@@ -203,8 +203,8 @@ var (
 		`([` + boundaryChars + `]+)\s*(;|$)`)
 )
 
-// parseBoundary returns the boundary of a multipart Content-Type, or "" if it has no valid one. Some
-// clients omit the quotes that a boundary such as a/b requires, so they are added.
+// parseBoundary returns the boundary of a multipart Content-Type, or "" if it has no valid one.
+// Some clients omit the quotes that a boundary such as a/b requires, so they are added.
 func parseBoundary(contentType string) string {
 	_, params, _ := mime.ParseMediaType(unquotedBoundary.ReplaceAllString(contentType, `$1"$2"$3`))
 	return validBoundary.FindString(params["boundary"])

@@ -5,13 +5,13 @@
 //
 //	{"changes":[{"id":1},{"id":2}],"crc":"c8c646c0"}
 //
-// The CRC-32C (Castagnoli) covers all bytes before `,"crc"`. A batch is written after the sync of the
-// one before, so a crash can only leave the last line incomplete. That line holds nothing that was
-// acknowledged, and is dropped. Any other invalid line is damage.
+// The CRC-32C (Castagnoli) covers all bytes before `,"crc"`. A batch is written after the sync of
+// the one before, so a crash can only leave the last line incomplete. That line holds nothing that
+// was acknowledged, and is dropped. Any other invalid line is damage.
 //
-// The file begins with a snapshot of all records and the changes made meanwhile. An empty batch ends it,
-// so that damage in it is never taken for an incomplete line. A copy of the file, made at any moment,
-// is a backup.
+// The file begins with a snapshot of all records and the changes made meanwhile. An empty batch
+// ends it, so that damage in it is never taken for an incomplete line. A copy of the file, made at
+// any moment, is a backup.
 package journal
 
 import (
@@ -59,13 +59,13 @@ type Journal struct {
 
 // Open opens or creates the journal at path and locks it. It calls replay with the records of each
 // line in order, a JSON array that may be empty and is valid during the call. Then it compacts the
-// file. It calls warn if it drops an incomplete line. It returns an error if the file is damaged, or
-// in use by another process.
+// file. It calls warn if it drops an incomplete line. It returns an error if the file is damaged,
+// or in use by another process.
 //
 // A compaction calls snapshot for all current records. The journal holds no lock meanwhile. One
-// goroutine compacts the file when it has grown to twice its size after the last compaction and 1 MiB.
-// A snapshot may include changes that are replayed again after it, so replay must ignore a record that
-// is not newer than the current one.
+// goroutine compacts the file when it has grown to twice its size after the last compaction and 1
+// MiB. A snapshot may include changes that are replayed again after it, so replay must ignore a
+// record that is not newer than the current one.
 func Open(path string, replay func(records []byte) error, snapshot func() iter.Seq[[]byte],
 	warn func(msg string, args ...any)) (*Journal, error) {
 	return open(osFiles{}, path, replay, snapshot, warn)
@@ -96,14 +96,14 @@ func open(disk fileSystem, path string, replay func([]byte) error, snapshot func
 	return j, nil
 }
 
-// Append adds record, a JSON value without line breaks, to the pending batch. It never blocks on I/O.
-// Records are replayed in the order of the calls, so the caller must hold the lock under which it
-// applied the change.
+// Append adds record, a JSON value without line breaks, to the pending batch. It never blocks on
+// I/O. Records are replayed in the order of the calls, so the caller must hold the lock under which
+// it applied the change.
 //
 // The caller must release the lock and call wait, which returns nil when the record is on disk. The
-// first call of wait or Close writes the batch for all. After an error of a write or a compaction, what
-// the disk holds is unknown. No further batch is written, wait returns the error for all of them, and
-// the caller should end the process.
+// first call of wait or Close writes the batch for all. After an error of a write or a compaction,
+// what the disk holds is unknown. No further batch is written, wait returns the error for all of
+// them, and the caller should end the process.
 func (j *Journal) Append(record []byte) (wait func() error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -111,8 +111,8 @@ func (j *Journal) Append(record []byte) (wait func() error) {
 	return j.flush
 }
 
-// Close writes the pending batch, waits for a running compaction and releases the lock. It returns the
-// error of the write, or the first one before it.
+// Close writes the pending batch, waits for a running compaction and releases the lock. It returns
+// the error of the write, or the first one before it.
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	flush := j.flush
@@ -159,8 +159,8 @@ func (j *Journal) stop(err error) {
 	j.err = cmp.Or(j.err, err)
 }
 
-// compact replaces the file by one with a snapshot and the lines written since the compaction began.
-// It blocks writers only after the snapshot is on disk, except for its last line.
+// compact replaces the file by one with a snapshot and the lines written since the compaction
+// began. It blocks writers only after the snapshot is on disk, except for its last line.
 func (j *Journal) compact() error {
 	path := j.path + ".new"
 	os.Remove(path) // an existing file would keep its mode

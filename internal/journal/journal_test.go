@@ -162,8 +162,8 @@ const (
 	changes = `{"changes":[{"id":1},{"id":2}],"crc":"c8c646c0"}` + "\n"
 )
 
-// replayed opens a journal at path with a text. It returns the arguments of replay, the line and the bytes in
-// a warning, and the error.
+// replayed opens a journal at path with a text. It returns the arguments of replay, the line and
+// the bytes in a warning, and the error.
 func replayed(path, text string) (records []string, warning, message string) {
 	os.WriteFile(path, []byte(text), 0o600)
 	j, err := open(&testDisk{}, path, func(b []byte) error {
@@ -260,9 +260,9 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// TestFaults lets each operation fail in turn, or the machine lose power then, while changes are made,
-// one of them in the middle of a compaction. Afterwards the journal has each change that was acknowledged, and no other than those
-// that were made.
+// TestFaults lets each operation fail in turn, or the machine lose power then, while changes are
+// made, one of them in the middle of a compaction. Afterwards the journal has each change that was
+// acknowledged, and no other than those that were made.
 func TestFaults(t *testing.T) {
 	fault := errors.New("fault")
 	for _, power := range []bool{false, true} {

@@ -14,8 +14,8 @@ const (
 	closeWait  = time.Second
 )
 
-// A Writer writes each line within 10 ms, unless the underlying writer is slower. It drops lines when
-// more than 4 MiB are pending. It is safe for concurrent use.
+// A Writer writes each line within 10 ms, unless the underlying writer is slower. It drops lines
+// when more than 4 MiB are pending. It is safe for concurrent use.
 type Writer struct {
 	w       io.Writer
 	onDrop  func(lines int)
@@ -60,7 +60,7 @@ func (w *Writer) flush() {
 	}
 }
 
-// Close writes the pending lines. It waits at most a second, because the underlying writer may block.
+// Close writes the pending lines. It waits at most a second, as the underlying writer may block.
 func (w *Writer) Close() {
 	done := make(chan struct{})
 	go func() {

@@ -4,8 +4,8 @@
 //	Recover(Log(CORS(Limit(mux))))
 //
 // Recover is outermost, so that every response and log line has a request id and a panic anywhere
-// becomes a response. Log is outside CORS and Limit, so that rejected requests are logged too. CORS is
-// outside Limit, so that a browser lets its page read why a request was rejected.
+// becomes a response. Log is outside CORS and Limit, so that rejected requests are logged too. CORS
+// is outside Limit, so that a browser lets its page read why a request was rejected.
 package middleware
 
 import (
@@ -58,8 +58,8 @@ func (rec *recorder) Write(b []byte) (int, error) {
 func (rec *recorder) Unwrap() http.ResponseWriter { return rec.ResponseWriter }
 
 // Recover gives each request an id, which the response has as X-Request-Id. If next panics, Recover
-// responds with fail, or closes the connection if the response has begun. It also keeps browsers from
-// guessing the type of a response.
+// responds with fail, or closes the connection if the response has begun. It also keeps browsers
+// from guessing the type of a response.
 func Recover(next http.Handler, log *slog.Logger, fail Fail) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := rand.Text()
@@ -128,7 +128,7 @@ type StatusError int
 func (e StatusError) Error() string { return http.StatusText(int(e)) }
 
 // CORS lets pages of the origins read responses (Fetch Standard, section 3.2). The origin * matches
-// every origin. The handler of OPTIONS completes the response to a preflight request, see [Preflight].
+// every origin. The handler of OPTIONS calls [Preflight] for the rest of a preflight response.
 func CORS(next http.Handler, origins []string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin := r.Header.Get("Origin")
@@ -157,12 +157,12 @@ func Preflight(w http.ResponseWriter, r *http.Request, methods string) bool {
 }
 
 // Limit bounds the body of each request to maxBody bytes and removes one trailing slash from its
-// path. It calls fail with an [http.MaxBytesError] for a larger body, and with a [StatusError] for a
-// path that [http.ServeMux] would redirect (404) and for a compressed body (415).
+// path. It calls fail with an [http.MaxBytesError] for a larger body, and with a [StatusError] for
+// a path that [http.ServeMux] would redirect (404) and for a compressed body (415).
 func Limit(next http.Handler, maxBody int64, fail Fail) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// RFC 9112 section 6.1: a request with Transfer-Encoding and Content-Length may hide a second
-		// one, so its connection must close. net/http hides one of the two headers.
+		// RFC 9112 section 6.1: a request with Transfer-Encoding and Content-Length may hide a
+		// second one, so its connection must close. net/http hides one of the two headers.
 		if r.TransferEncoding != nil || !r.ProtoAtLeast(1, 1) {
 			w.Header().Set("Connection", "close")
 		}
@@ -188,9 +188,9 @@ func Limit(next http.Handler, maxBody int64, fail Fail) http.Handler {
 }
 
 // ClientIP returns a function that returns the IP address of the client of a request: that of the
-// connection or, if that is a trusted proxy, the last one in X-Forwarded-For that is not. A client can
-// forge only those before it. The function warns once if another peer sends X-Forwarded-For, since
-// all clients of a proxy that is not trusted count as one.
+// connection or, if that is a trusted proxy, the last one in X-Forwarded-For that is not. A client
+// can forge only those before it. The function warns once if another peer sends X-Forwarded-For,
+// since all clients of a proxy that is not trusted count as one.
 func ClientIP(trusted []netip.Prefix, log *slog.Logger) func(*http.Request) netip.Addr {
 	isTrusted := func(ip netip.Addr) bool {
 		return slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(ip) })

@@ -21,8 +21,8 @@ import (
 	"jwt-auth-api/internal/testfile"
 )
 
-// play is a handler that runs the commands in the query: a status, flush, wait, panic, abort, or else
-// a text to write.
+// play is a handler that runs the commands in the query: a status, flush, wait, panic, abort, or
+// else a text to write.
 func play(w http.ResponseWriter, r *http.Request) {
 	for _, command := range strings.Fields(r.URL.RawQuery) {
 		status, err := strconv.Atoi(command)
@@ -43,8 +43,8 @@ func play(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// request returns the response to a request that passes Recover and Log on its way to play, with what
-// was logged and what it panicked with.
+// request returns the response to a request that passes Recover and Log on its way to play, with
+// what was logged and what it panicked with.
 func request(method, path, commands string) (w *httptest.ResponseRecorder, logged string, panicked any) {
 	var out bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&out, nil))

@@ -2,9 +2,9 @@
 //
 //	$argon2id$v=19$m=65536,t=3,p=4$salt$hash
 //
-// It bounds what a hash costs to verify before any memory is allocated. Package argon2 panics if t or
-// p is 0, takes p modulo 256, raises m silently, and every password matches an empty hash. A string
-// that is accepted formats to itself.
+// It bounds what a hash costs to verify before any memory is allocated. Package argon2 panics if t
+// or p is 0, takes p modulo 256, raises m silently, and every password matches an empty hash. A
+// string that is accepted formats to itself.
 package phc
 
 import (

@@ -108,8 +108,8 @@ var (
 // because returns an error that wraps err and a cause.
 func because(err error) error { return fmt.Errorf("%w: %w", err, errors.New("the cause")) }
 
-// TestErrors responds to each error twice, the second time at a token endpoint, whose responses have a
-// code. The third column is the challenge that the handler sets.
+// TestErrors responds to each error twice, the second time at a token endpoint, whose responses
+// have a code. The third column is the challenge that the handler sets.
 func TestErrors(t *testing.T) {
 	var log bytes.Buffer
 	e := Errors{Log: slog.New(slog.NewTextHandler(&log, nil)), Table: []Row{

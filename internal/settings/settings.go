@@ -1,14 +1,14 @@
 // Package settings loads the settings of a program from environment variables and a file .env.
 //
-// A program lists its settings with a function that parses each value, much as it would define flags:
+// A program lists its settings, each with a function that parses the value:
 //
 //	var port int
 //	warnings, err := settings.Load(os.Environ(), "APP_", []settings.Setting{
 //		{Name: "APP_PORT", Default: "80", Parse: settings.Int(&port, 1, 65535)},
 //	})
 //
-// A value comes from the environment, else from .env, else it is the default. Names match in any case.
-// An empty value means the default. Load reports all errors together, and no error contains a value.
+// A value comes from the environment, else from .env, else it is the default. Names match in any
+// case. An empty value means the default. Load reports all errors together, none with a value.
 package settings
 
 import (

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// load loads the settings APP_NAME (Aa), APP_SECRET, APP_NONE (an empty value is a value) and APP_SWITCH
-// with a .env file. It returns what they are set to.
+// load loads the settings APP_NAME (Aa), APP_SECRET, APP_NONE (an empty value is a value) and
+// APP_SWITCH with a .env file. It returns what they are set to.
 func load(t *testing.T, dotenv string, environ ...string) (got, warnings []string, err error) {
 	t.Helper()
 	t.Chdir(t.TempDir())

@@ -1,9 +1,9 @@
 // Package strictjson parses JSON objects that have only one reading.
 //
 // Where two parsers read a text differently, one may check a value and the other use another.
-// [encoding/json] ignores the case of names, takes the last of two equal names, reads null as no value,
-// and replaces invalid UTF-8 and lone surrogates by U+FFFD. Here names match exactly, null is a value,
-// and the rest are errors.
+// [encoding/json] ignores the case of names, takes the last of two equal names, reads null as no
+// value, and replaces invalid UTF-8 and lone surrogates by U+FFFD. Here names match exactly, null
+// is a value, and the rest are errors.
 package strictjson
 
 import (
@@ -250,8 +250,8 @@ func (p *parser) str() (string, error) {
 	return "", p.fail("control character in string")
 }
 
-// unquote decodes a string that has escapes and ends before end. [json.Unmarshal] replaces each lone
-// surrogate by U+FFFD, so a result with more of these than the source had a lone surrogate.
+// unquote decodes a string that has escapes and ends before end. [json.Unmarshal] replaces each
+// lone surrogate by U+FFFD, so a result with more of these than the source had a lone surrogate.
 func (p *parser) unquote(end int) (text string, err error) {
 	literal := p.src[p.pos:end]
 	if json.Unmarshal([]byte(literal), &text) != nil {

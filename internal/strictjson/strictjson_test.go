@@ -203,8 +203,8 @@ func hasLoneSurrogate(text string) bool {
 	return surrogate.MatchString(pair.ReplaceAllString(text, ""))
 }
 
-// FuzzParseObject compares with encoding/json: a text is accepted if encoding/json accepts it and no
-// rule of stricter applies, and has the same members.
+// FuzzParseObject compares with encoding/json: a text is accepted if encoding/json accepts it and
+// no rule of stricter applies, and has the same members.
 func FuzzParseObject(f *testing.F) {
 	rows := slices.Concat(testfile.Read[[]row](f, "rejected.json"), testfile.Read[[]row](f, "accepted.json"), unprintable)
 	for _, row := range rows {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Read decodes a JSON file in the testdata of the package under test. A member that T lacks is an error.
+// Read decodes a JSON file of the package's testdata. A member that T lacks is an error.
 func Read[T any](t testing.TB, name string) (v T) {
 	t.Helper()
 	text, err := os.ReadFile("testdata/" + name)

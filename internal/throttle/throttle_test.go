@@ -185,8 +185,9 @@ func TestClients(t *testing.T) {
 	}
 }
 
-// TestEvict records a failure when there is no room. There are three groups of records, of nine, one
-// and two failures each. In a group, each record is a nanosecond younger than the one before it.
+// TestEvict records a failure when there is no room. There are three groups of records, of nine,
+// one and two failures each. In a group, each record is a nanosecond younger than the one before
+// it.
 func TestEvict(t *testing.T) {
 	for _, row := range []struct {
 		name        string

@@ -18,8 +18,8 @@ import (
 	"jwt-auth-api/internal/etcd"
 )
 
-// A Server is a cluster of one node that keeps all changes in memory. It has the calls of etcd's JSON
-// gateway that package etcd makes, without authentication.
+// A Server is a cluster of one node that keeps all changes in memory. It has the calls of etcd's
+// JSON gateway that package etcd makes, without authentication.
 type Server struct {
 	*httptest.Server
 	mu        sync.Mutex // protects the fields below
@@ -42,9 +42,10 @@ func New(t testing.TB) *Server {
 	return s
 }
 
-// Fault sets a function that is called before and after each call. If it returns true, the connection
-// is closed. A call is text: "range KEY", "txn KEY KEY" with the keys that it would change, or
-// "watch KEY", which has no end. The function may use the Server. If it is nil, all calls succeed.
+// Fault sets a function that is called before and after each call. If it returns true, the
+// connection is closed. A call is text: "range KEY", "txn KEY KEY" with the keys that it would
+// change, or "watch KEY", which has no end. The function may use the Server. If it is nil, all
+// calls succeed.
 func (s *Server) Fault(fault func(call string, executed bool) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
