@@ -76,6 +76,9 @@ func open(disk fileSystem, path string, replay func([]byte) error, snapshot func
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target // a compaction would replace the link
 	}
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("journal: %s is not a regular file", path)
+	}
 	dir, err := disk.openFile(filepath.Dir(path), os.O_RDONLY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
@@ -210,6 +213,7 @@ func read(path string, replay func(records []byte) error, warn func(string, ...a
 	}
 	defer f.Close()
 	foreign := false   // the first line is no part of a journal
+	partial := false   // the end of the snapshot is missing
 	torn, lost := 0, 0 // number of the first invalid line, bytes of all invalid lines
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, math.MaxInt)
@@ -223,6 +227,7 @@ func read(path string, replay func(records []byte) error, warn func(string, ...a
 		case torn > 0:
 			return fmt.Errorf("line %d is damaged", torn)
 		}
+		partial = (partial || n == 1) && len(records) > len("[]")
 		if err := replay(records); err != nil {
 			return fmt.Errorf("line %d: %w", n, err)
 		}
@@ -234,6 +239,9 @@ func read(path string, replay func(records []byte) error, warn func(string, ...a
 		return fmt.Errorf("%s is not a journal", path)
 	case torn > 0:
 		warn("journal: dropped an incomplete line", "line", torn, "bytes", lost)
+	}
+	if partial {
+		warn("journal: incomplete copy, records may be missing")
 	}
 	return nil
 }

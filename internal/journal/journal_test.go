@@ -172,13 +172,19 @@ func replayed(path, text string) (records []string, warning, message string) {
 		}
 		records = append(records, string(b))
 		return nil
-	}, (&store{}).snapshotOf, func(_ string, args ...any) { warning = fmt.Sprint(args[1], " ", args[3]) })
+	}, (&store{}).snapshotOf, func(msg string, args ...any) {
+		if warning += msg; len(args) > 0 {
+			warning = fmt.Sprint(args[1], " ", args[3])
+		}
+	})
 	if err != nil {
 		return records, warning, strings.ReplaceAll(err.Error(), path, "PATH")
 	}
 	j.Close()
 	return records, warning, ""
 }
+
+const partial = "journal: incomplete copy, records may be missing"
 
 var files = []struct{ name, text, records, warning, err string }{
 	{"a snapshot of no records", mark, "[]", "", ""},
@@ -194,7 +200,8 @@ var files = []struct{ name, text, records, warning, err string }{
 	{"an error of replay", mark + mark + `{"changes":["new"],"crc":"8e5d35c4"}`, "[][]", "", "journal: line 3: unknown record"},
 	{"an empty file", "", "", "", ""},
 	{"a part of the first line", mark[:9], "", "1 9", ""},
-	{"a part of the end of a snapshot", changes + mark[:9], `[{"id":1},{"id":2}]`, "2 9", ""},
+	{"a part of the end of a snapshot", changes + mark[:9], `[{"id":1},{"id":2}]`, "2 9" + partial, ""},
+	{"no end of a snapshot", changes + changes, `[{"id":1},{"id":2}][{"id":1},{"id":2}]`, partial, ""},
 	{"another file", "APP_ADDR=:80\n", "", "", "journal: PATH is not a journal"},
 	{"another file of two lines", "APP_ADDR=:80\n\n", "", "", "journal: PATH is not a journal"},
 	{"an invalid first line", changes[1:] + mark, "", "", "journal: line 1 is damaged"},
@@ -410,8 +417,8 @@ func TestOpen(t *testing.T) {
 		{"in use by another name", "link", inUse},
 		{"a directory that does not exist", "none/PATH", "journal: open none: no such file or directory"},
 		{"a file for a directory", "PATH/PATH", "journal: open PATH/PATH.lock: not a directory"},
-		{"a directory", "dir", "journal: read dir: is a directory"},
-		{"a loop of links", "loop", "journal: open loop: too many levels of symbolic links"},
+		{"a directory", "dir", "journal: dir is not a regular file"},
+		{"a loop of links", "loop", "journal: loop is not a regular file"},
 	} {
 		_, err := Open(dir+"/"+row.path, nil, nil, nil)
 		if got := strings.ReplaceAll(fmt.Sprint(err), dir+"/", ""); got != row.want {
