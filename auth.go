@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -22,8 +23,7 @@ import (
 
 const saltLen, hashLen = 16, 32 // bytes, of new hashes (RFC 9106 section 4)
 
-// derive computes the hash of password with the parameters and the salt of h. The length is in
-// bytes.
+// derive computes a hash of length bytes with the parameters and the salt of h.
 func derive(password string, h phc.Hash, length int) []byte {
 	return argon2.IDKey([]byte(password), h.Salt, h.Time, h.Memory, h.Threads, uint32(length))
 }
@@ -167,10 +167,12 @@ func missingScope(scope string) apiError { return apiError("Missing required sco
 // register stores a new user with a password, and begins their first session. It checks the
 // email first, so that a taken one costs no hash.
 func (a *auth) register(ctx context.Context, u user, password, userAgent string) (session, error) {
-	if _, err := a.users.byEmail(ctx, u.Email); err == nil {
-		return session{}, errEmailTaken
-	} else if !errors.Is(err, errUnknownUser) {
-		return session{}, err
+	owner, err := a.users.byEmail(ctx, u.Email)
+	if err == nil { // unless deleted at another replica
+		_, err = a.users.refetch(ctx, owner.ID, "")
+	}
+	if err != errUnknownUser {
+		return session{}, cmp.Or[error](err, errEmailTaken)
 	}
 	hash, err := a.hashPassword(ctx, password)
 	if err != nil {
@@ -265,8 +267,7 @@ var errHashChanged = errors.New("the password has changed")
 
 // replacePassword is checkPassword without the throttle. The caller has acquired a slot. An unknown
 // email takes the same time as a wrong password, since the password is then compared with the
-// decoy. A hash whose parameters differ from today's is replaced, because only a login reveals the
-// password.
+// decoy. Only a login reveals the password, so that a hash with old parameters can be replaced.
 func (a *auth) replacePassword(ctx context.Context, id, account, password, next string, modify func(*user) error) (
 	user, error) {
 	u, err := a.users.find(ctx, id, account)
@@ -297,11 +298,10 @@ func (a *auth) replacePassword(ctx context.Context, id, account, password, next 
 		hash = a.passwords.hash(next)
 	}
 	return a.users.update(ctx, u.ID, func(latest *user) error {
-		switch latest.hash.reveal() {
-		case u.hash.reveal():
-		case hash.reveal():
+		switch now := latest.hash.reveal(); {
+		case now != u.hash.reveal() && now == hash.reveal():
 			return errUnchanged // An earlier call has made the change.
-		default:
+		case now != u.hash.reveal():
 			return errHashChanged
 		}
 		latest.hash = hash

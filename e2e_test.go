@@ -1347,7 +1347,7 @@ func TestStoreErrors(t *testing.T) {
 	for _, row := range [][2]string{
 		{"DIR/used", "APP_STORE: journal: DIR/used is in use by another process"},
 		{"DIR/none/users", "APP_STORE: journal: open DIR/none: no such file or directory"},
-		{"DIR/dir", "APP_STORE: journal: read DIR/dir: is a directory"},
+		{"DIR/dir", "APP_STORE: journal: DIR/dir is not a regular file"},
 		{"/sys/users", "APP_STORE: journal: open /sys/users.lock: permission denied"}, // also for root
 		{"DIR/damaged", "APP_STORE: journal: line 1 is damaged"},
 		{"DIR/newer", "APP_STORE: journal: line 3: record of user u1 has format 2, this program knows 1"},

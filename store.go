@@ -166,10 +166,11 @@ func openEtcd(ctx context.Context, s *users, cfg etcd.Config, prefix string, log
 	ctx, e.stop = context.WithCancel(context.WithoutCancel(ctx))
 	go e.beat(ctx)
 	go func() {
-		for ctx.Err() == nil {
-			if err := e.follow(ctx, onLoad); ctx.Err() == nil {
-				log.Warn("reloading records", "reason", err)
-				time.Sleep(heartbeat)
+		for reason := ""; ctx.Err() == nil; time.Sleep(heartbeat) {
+			err := e.follow(ctx, onLoad)
+			if text := err.Error(); text != reason && ctx.Err() == nil {
+				log.Warn("loading records again", "reason", err)
+				reason = text
 			}
 		}
 	}()
@@ -185,6 +186,7 @@ func (e *etcdStore) follow(ctx context.Context, onLoad func(context.Context) err
 	if err != nil {
 		return err
 	}
+	e.log.Info("records loaded")
 	e.seen.Store(begun.UnixNano())
 	begin, end := etcd.Prefix(e.prefix)
 	return client.Watch(ctx, begin, end, revision+1, maxSilence, e.changed)
@@ -205,11 +207,11 @@ func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error
 			return 0, err
 		}
 		for _, kv := range kvs {
-			u, err := e.decode(kv)
-			if err != nil {
-				return 0, err
+			if u, err := e.decode(kv); err == nil {
+				loaded = append(loaded, u)
+			} else {
+				e.log.Error("unreadable record", "reason", err)
 			}
-			loaded = append(loaded, u)
 		}
 	}
 	slices.SortFunc(loaded, func(a, b user) int { return cmp.Compare(a.place, b.place) })
@@ -232,14 +234,17 @@ func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error
 
 // decode returns the record in the value of a key, or a deleted one if the key is deleted.
 func (e *etcdStore) decode(kv etcd.KV) (user, error) {
+	id := strings.TrimPrefix(string(kv.Key), e.prefix+"u/")
 	if kv.Version == 0 {
-		id := strings.TrimPrefix(string(kv.Key), e.prefix+"u/")
 		return user{ID: id, Deleted: true, Version: kv.ModRevision, place: kv.ModRevision}, nil
 	}
 	var r storedUser
 	err := json.Unmarshal(kv.Value, &r)
 	if err == nil {
 		r.user, err = r.record()
+	}
+	if err == nil && r.ID != id {
+		err = fmt.Errorf("record of user %s", r.ID)
 	}
 	r.Version, r.place = kv.ModRevision, kv.CreateRevision
 	return r.user, prefixed("key "+string(kv.Key), err)
@@ -250,7 +255,7 @@ func (e *etcdStore) changed(kvs []etcd.KV) {
 	for _, kv := range kvs {
 		value, own := strings.CutPrefix(string(kv.Value), e.replica)
 		if at, err := time.Parse(time.RFC3339Nano, value); own && err == nil {
-			e.seen.Store(at.UnixNano())
+			e.seen.Store(max(at.UnixNano(), e.seen.Load())) // A late one may come after later ones.
 		}
 		if !strings.HasPrefix(string(kv.Key), e.prefix+"u/") {
 			continue
@@ -303,8 +308,8 @@ func (e *etcdStore) commit(ctx context.Context, c change) error {
 	txn := etcd.Txn{Compare: map[string]int64{key: c.base}, Put: map[string][]byte{key: encodeUser(c.user)}}
 	if c.base == 0 {
 		txn.Compare[owner], txn.Put[owner] = 0, []byte(c.user.ID)
-	} else if c.user.Deleted {
-		txn.Put, txn.Delete = nil, []string{key, owner}
+	} else if c.user.Deleted { // The record stays: an earlier try of its creation may be executed later.
+		txn.Put[key], txn.Delete = encodeUser(user{ID: c.user.ID, Deleted: true}), []string{owner}
 	}
 	e.mu.RLock()
 	other, err := e.otherAdmin(c)
@@ -335,6 +340,7 @@ func (e *etcdStore) conflict(ctx context.Context, c change, other string) error 
 		return err
 	}
 	current, err := e.lookup(c.user.ID, "")
+	version := current.Version
 	current.Version = 0
 	switch {
 	case bytes.Equal(encodeUser(current), encodeUser(c.user)), c.user.Deleted && err != nil,
@@ -342,6 +348,8 @@ func (e *etcdStore) conflict(ctx context.Context, c change, other string) error 
 		return nil
 	case c.base == 0:
 		return errEmailTaken
+	case version == c.base && other == "": // A retry would not help.
+		return fmt.Errorf("%w: etcd lacks version %d of user %s", errUnavailable, version, c.user.ID)
 	}
 	return errConflict
 }

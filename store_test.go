@@ -96,6 +96,13 @@ func TestReplicas(t *testing.T) {
 	_, err = a.users.lookup("", "2@example.com")
 	equal(t, "the email of a user deleted elsewhere", err, error(errUnknownUser))
 
+	equal(t, "a user", b.users.add(t.Context(), user{ID: "short", Email: "short@example.com"}), nil)
+	_, err = a.users.byEmail(t.Context(), "short@example.com")
+	equal(t, "its owner", err, nil)
+	mustUpdate(t, b.server, "short", func(u *user) { u.Deleted = true })
+	_, err = a.auth.register(t.Context(), user{ID: newUUID(), Email: "short@example.com"}, "secret123", "")
+	equal(t, "an email that was free elsewhere", err, nil)
+
 	_, err = a.users.update(t.Context(), later.ID, remove)
 	equal(t, "an admin", err, nil)
 	_, err = b.users.update(t.Context(), "admin-0", remove)
@@ -122,19 +129,22 @@ func TestLostResponses(t *testing.T) {
 			return lost
 		})
 	}
-	nothing, rename := func() {}, func() { mustUpdate(t, b.server, "u1", func(u *user) { u.Name += "b" }) }
-	for _, meanwhile := range []func(){nothing, rename} {
-		u, calls := user{ID: "u1", Email: "u1@example.com"}, 0
+	nothing, rename := func() {}, func() { mustUpdate(t, b.server, "u3", func(u *user) { u.Name += "b" }) }
+	for id, meanwhile := range map[string]func(){"u1": nothing, "u3": rename} {
+		u, calls := user{ID: id, Email: "u1@example.com"}, 0
 		lose("a/", meanwhile)
 		equal(t, "a new user", a.users.add(t.Context(), u), nil)
 		lose("u/", meanwhile)
-		mustUpdate(t, a.server, "u1", func(u *user) { u.Name += "a"; calls++ })
-		u, _ = a.users.lookup("u1", "")
+		mustUpdate(t, a.server, id, func(u *user) { u.Name += "a"; calls++ })
+		u, _ = a.users.lookup(id, "")
 		equal(t, "changes", fmt.Sprint(u.Name, calls), map[bool]string{true: "a1", false: "baba2"}[u.Name == "a"])
 		lose("u/", nothing)
-		mustUpdate(t, a.server, "u1", func(u *user) { u.Deleted = true })
-		_, err := a.users.lookup("u1", "")
+		mustUpdate(t, a.server, id, func(u *user) { u.Deleted = true })
+		_, err := a.users.lookup(id, "")
 		equal(t, "a deleted user", err, error(errUnknownUser))
+		_, err = client.New(client.Config{URLs: []string{etcd.URL}}).Commit(t.Context(),
+			client.Txn{Compare: map[string]int64{"jwt-auth-api/u/" + id: 0, "jwt-auth-api/a/u1@example.com": 0}})
+		equal(t, "an earlier try of the creation, executed late", errors.Is(err, client.ErrConflict), true)
 	}
 	u2 := user{ID: "u2", Email: "u2@example.com", hash: a.passwords.hash("secret123")}
 	equal(t, "a user", a.users.add(t.Context(), u2), nil)
@@ -146,6 +156,10 @@ func TestLostResponses(t *testing.T) {
 	defer cancel()
 	_, err = a.users.update(ctx, "u2", func(u *user) error { u.Name = "a"; return nil })
 	equal(t, "a lost change that cannot be found", errors.Is(err, errUnavailable), true)
+	etcd.Fault(nil)
+	a.users.apply(user{ID: "u2", Email: "u2@example.com", Version: math.MaxInt64})
+	_, err = a.users.update(t.Context(), "u2", func(u *user) error { u.Name = "a"; return nil })
+	equal(t, "a version that etcd lacks", errors.Is(err, errUnavailable), true)
 	lose("b ", nothing)
 	heartbeats(t, a)
 	heartbeats(t, b)
@@ -171,6 +185,8 @@ func TestReload(t *testing.T) {
 	await(t, "log", logged(`unreadable record" reason="key jwt-auth-api/u/u9: record of user u9 has format 2, `))
 	_, err := b.users.byID(t.Context(), "u9")
 	equal(t, "a newer format", errText(err), "key jwt-auth-api/u/u9: record of user u9 has format 2, this program knows 1")
+	etcd.Put("jwt-auth-api/u/u8", `{"v":1,"id":"id 1"}`)
+	await(t, "log", logged(`unreadable record" reason="key jwt-auth-api/u/u8: record of user id 1"`))
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
 	await(t, "record", func() bool { _, err := b.users.lookup("u9", ""); return err == nil })
 
@@ -190,7 +206,7 @@ func TestReload(t *testing.T) {
 		}
 		return strings.Contains(call, "jwt-auth-api/b ") && strings.HasPrefix(call, "txn")
 	})
-	await(t, "log", logged(`reloading records" reason="etcd at `+etcd.URL+`: revision compacted"`))
+	await(t, "log", logged(`loading records again" reason="etcd at `+etcd.URL+`: revision compacted"`))
 	await(t, "new name", func() bool { u, _ := b.users.lookup("id 0", ""); return u.Name == "a" })
 	list, _ := b.users.after("", 9)
 	equal(t, "users", userIDs(list), "admin-0 id 0 id 2 u9 00")
@@ -199,10 +215,9 @@ func TestReload(t *testing.T) {
 
 	etcd.Replace()
 	etcd.Put("jwt-auth-api/u/u9", `{"v":2,"id":"u9"}`)
-	await(t, "log", logged(`reloading records" reason="key jwt-auth-api/u/u9: record of user `))
+	await(t, "admin", func() bool { list, _ = b.users.after("", 9); return userIDs(list) == "admin-0" })
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
-	await(t, "admin", func() bool { list, _ = b.users.after("", 9); return len(list) == 2 })
-	equal(t, "users of a new cluster", userIDs(list), "u9 admin-0")
+	await(t, "user", func() bool { list, _ = b.users.after("", 9); return userIDs(list) == "u9 admin-0" })
 	heartbeats(t, b)
 }
 
@@ -261,6 +276,10 @@ func TestEtcdDown(t *testing.T) {
 	other := &etcdStore{prefix: "p/", replica: "1 "}
 	other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte("2 2026-11-24T12:00:00Z")}})
 	equal(t, "the heartbeat of another replica", other.seen.Load(), 0)
+	for _, at := range []string{"2026-11-24T12:00:01Z", "2026-11-24T12:00:00Z"} {
+		other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte("1 " + at)}})
+	}
+	equal(t, "the latest heartbeat", other.seen.Load(), 1795521601e9)
 }
 
 // A brokenStore does not respond.

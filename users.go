@@ -400,7 +400,7 @@ func (s *users) apply(u user) {
 		if key := email.Key(old.Email); s.emails[key] == i { // otherwise a later user has it
 			delete(s.emails, key)
 		}
-		u = user{ID: u.ID, Version: u.Version, Deleted: true, place: old.place}
+		u = user{ID: u.ID, Version: u.Version, Deleted: true, place: cmp.Or(old.place, u.place)}
 	} else if key := email.Key(u.Email); s.emails[key] <= i {
 		s.emails[key] = i
 	}
