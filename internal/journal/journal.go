@@ -249,16 +249,21 @@ func read(path string, replay func(records []byte) error, warn func(string, ...a
 // format returns the line of records.
 func format(records []byte) []byte {
 	body := slices.Concat([]byte(prefix), bytes.TrimSuffix(records, []byte(",")), []byte("]"))
-	return fmt.Appendf(body, `,"crc":"%08x"}`+"\n", crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)))
+	return append(body, checksum(body)+"\n"...)
 }
 
-// parse returns the records of line as a JSON array. It accepts only what format returns.
+// checksum returns the rest of a line that begins with body.
+func checksum(body []byte) string {
+	return fmt.Sprintf(`,"crc":"%08x"}`, crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli)))
+}
+
+// parse returns the records of line as a JSON array.
 func parse(line []byte) (records []byte, ok bool) {
-	end := len(line) - len(`],"crc":"00000000"}`)
-	if end < len(prefix) || string(line)+"\n" != string(format(line[len(prefix):end])) {
+	end := max(0, len(line)-len(checksum(nil)))
+	if !bytes.HasPrefix(line[:end], []byte(prefix)) || string(line[end:]) != checksum(line[:end]) {
 		return nil, false
 	}
-	return line[len(prefix)-1 : end+1], true
+	return line[len(prefix)-1 : end], true
 }
 
 // A fileSystem is what a journal writes to. Tests inject errors.
