@@ -63,8 +63,9 @@ type fileStore struct {
 
 // openFile returns a store with the records of the journal at path, which it opens or creates.
 func openFile(path string, s *users, warn func(string, ...any), fatal func(error)) (*fileStore, error) {
+	var records []storedUser
 	replay := func(line []byte) error {
-		var records []storedUser
+		clear(records) // Unmarshal fills them again.
 		if err := json.Unmarshal(line, &records); err != nil {
 			return err
 		}
