@@ -204,9 +204,9 @@ func ClientIP(trusted []netip.Prefix, log *slog.Logger) func(*http.Request) neti
 			warning.Do(func() { log.Warn("X-Forwarded-For from a peer that is not a trusted proxy", "peer", ip.String()) })
 		}
 		hops := strings.Split(strings.Join(forwarded, ","), ",")
-		for _, hop := range slices.Backward(hops) {
-			next, err := parseHop(strings.TrimSpace(hop))
-			if err != nil || !isTrusted(ip) {
+		for i := len(hops) - 1; i >= 0 && isTrusted(ip); i-- {
+			next, err := parseHop(strings.TrimSpace(hops[i]))
+			if err != nil {
 				break
 			}
 			ip = next.Unmap().WithZone("")
