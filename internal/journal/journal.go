@@ -212,7 +212,6 @@ func read(path string, replay func(records []byte) error, warn func(string, ...a
 		return err
 	}
 	defer f.Close()
-	foreign := false   // the first line is no part of a journal
 	partial := false   // the end of the snapshot is missing
 	torn, lost := 0, 0 // number of the first invalid line, bytes of all invalid lines
 	lines := bufio.NewScanner(f)
@@ -221,7 +220,6 @@ func read(path string, replay func(records []byte) error, warn func(string, ...a
 		records, ok := parse(lines.Bytes())
 		switch {
 		case !ok:
-			foreign = foreign || n == 1 && !bytes.HasPrefix(format(nil), lines.Bytes())
 			torn, lost = cmp.Or(torn, n), lost+len(lines.Bytes())
 			continue
 		case torn > 0:
@@ -235,7 +233,7 @@ func read(path string, replay func(records []byte) error, warn func(string, ...a
 	switch {
 	case lines.Err() != nil:
 		return lines.Err()
-	case foreign:
+	case torn == 1: // Even an empty journal has a complete first line.
 		return fmt.Errorf("%s is not a journal", path)
 	case torn > 0:
 		warn("journal: dropped an incomplete line", "line", torn, "bytes", lost)
