@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -1582,54 +1581,4 @@ func BenchmarkListUsers(b *testing.B) {
 	s.users = filled(b, 1_000_000)
 	s.users.add(b.Context(), caller)
 	benchHandler(b, s, "GET /admin/users", pair.AccessToken, "", func() {})
-}
-
-// BenchmarkServe has 32 clients that send requests over loopback as fast as they can: to a server
-// of net/http with a constant response, and to this one with its log in a file.
-func BenchmarkServe(b *testing.B) {
-	b.Run("constant", func(b *testing.B) {
-		benchServe(b, "", func(listener net.Listener) {
-			http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				w.Header().Set("Content-Type", "application/json")
-				io.WriteString(w, strings.Repeat("x", 110))
-			}))
-		})
-	})
-	b.Run("me", func(b *testing.B) {
-		file, err := os.Create(b.TempDir() + "/log")
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer file.Close()
-		s, pair := benchServer(b, file)
-		benchServe(b, pair.AccessToken, func(listener net.Listener) { s.serve(b.Context(), listener) })
-	})
-}
-
-// benchServe measures GET /me over loopback.
-func benchServe(b *testing.B, token string, serve func(net.Listener)) {
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer listener.Close()
-	go serve(listener)
-	request := []byte("GET /me HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + token + "\r\n\r\n")
-	b.SetParallelism(max(1, 32/runtime.GOMAXPROCS(0)))
-	b.RunParallel(func(pb *testing.PB) {
-		conn, err := net.Dial("tcp", listener.Addr().String())
-		if err != nil {
-			b.Error(err)
-			return
-		}
-		defer conn.Close()
-		response := make([]byte, 4096) // One read takes a whole response.
-		for pb.Next() {
-			conn.Write(request)
-			if n, err := conn.Read(response); err != nil || !bytes.HasPrefix(response[:n], []byte("HTTP/1.1 200")) {
-				b.Errorf("got %q and %v, want 200", response[:n], err)
-				return
-			}
-		}
-	})
 }

@@ -1059,15 +1059,22 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// asProgram is an environment variable with which the test binary runs main.
+// asProgram is an environment variable with which the test binary runs main, or a constant server.
 const asProgram = "JWT_AUTH_API_TEST_RUNS_MAIN"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asProgram) != "" {
+	switch os.Getenv(asProgram) {
+	case "":
+		m.Run()
+	case "constant":
+		http.ListenAndServe(os.Getenv("APP_ADDR"), http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			io.WriteString(w, strings.Repeat("x", 86)) // as long as the response of /me
+		}))
+	default:
 		main()
 		os.Exit(0)
 	}
-	m.Run()
 }
 
 // startProgram runs main in a process, and returns it with its log. FILE_BLOCKS in environ limits
@@ -1596,6 +1603,71 @@ func BenchmarkFile(b *testing.B) {
 			b.ReportMetric(float64(32*n*b.N)/took[1].Seconds(), "requests/s")
 			b.ReportMetric(float64(took[0])/float64(took[1]), "file/memory")
 		})
+	}
+}
+
+// processorTime returns the processor time of a process in ticks of the kernel, on Linux.
+func processorTime(pid int) (ticks float64) {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	for _, field := range strings.Fields(string(stat))[13:15] { // utime and stime
+		n, _ := strconv.ParseFloat(field, 64)
+		ticks += n
+	}
+	return ticks
+}
+
+// BenchmarkServe has 32 clients send GET /me over loopback, by turns to the program with its log in a
+// file and to a server of net/http with a constant response, each in a process. It reports the
+// processor time of the program as a multiple of that of the other.
+func BenchmarkServe(b *testing.B) {
+	var urls [2]string
+	var pids [2]int
+	for i, as := range []string{"constant", "program"} {
+		log, _ := os.Create(filepath.Join(b.TempDir(), "log"))
+		listener, _ := net.Listen("tcp", "127.0.0.1:0")
+		addr := listener.Addr().String()
+		listener.Close()
+		cmd := exec.Command(os.Args[0])
+		cmd.Env, cmd.Stderr = []string{runEnviron[0], "APP_ADDR=" + addr, asProgram + "=" + as}, log
+		if err := cmd.Start(); err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { cmd.Process.Kill() })
+		urls[i], pids[i] = "http://"+addr, cmd.Process.Pid
+	}
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
+	form, pair := url.Values{"username": {"admin@example.com"}, "password": {documentedPassword}}, tokenPair{}
+	await(b, "login", func() bool {
+		resp, err := client.PostForm(urls[1]+"/auth/login", form)
+		return err == nil && json.NewDecoder(resp.Body).Decode(&pair) == nil
+	})
+	var ticks [2]float64
+	for b.Loop() {
+		for i, url := range urls {
+			before := processorTime(pids[i])
+			var wg sync.WaitGroup
+			for range 32 {
+				wg.Go(func() { getMe(b, client, url, pair.AccessToken, 1000) })
+			}
+			wg.Wait()
+			ticks[i] += processorTime(pids[i]) - before
+		}
+	}
+	b.ReportMetric(ticks[1]/ticks[0], "program/constant")
+}
+
+// getMe sends GET /me a number of times.
+func getMe(b *testing.B, client *http.Client, url, token string, times int) {
+	for range times {
+		r, _ := http.NewRequest("GET", url+"/me", nil)
+		r.Header.Set("Authorization", "Bearer "+token)
+		resp, err := client.Do(r)
+		if err != nil || resp.StatusCode != 200 {
+			b.Errorf("got %v and %v, want 200", resp, err)
+			return
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
 	}
 }
 
