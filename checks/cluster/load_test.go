@@ -46,6 +46,8 @@ func step(state int, op operation) (result, int) {
 		return result{status: 201}, 1
 	case op.kind == "register":
 		return result{status: 409}, state
+	case op.kind == "delete":
+		return result{status: 204}, 0
 	case op.kind == "login" && state == op.arg:
 		return result{status: 200}, state
 	case op.kind == "password" && state == op.arg:
@@ -74,6 +76,7 @@ type load struct {
 	session  atomic.Pointer[reply] // the latest tokens, with a name for the session
 	n        atomic.Int64          // numbers of operations
 	stranger reply                 // tokens of an unknown user
+	boss     string                // access token of the admin
 	emails   atomic.Int64          // three times the number of emails
 	stopped  atomic.Bool
 	clients  sync.WaitGroup
@@ -86,7 +89,7 @@ type load struct {
 
 // startLoad runs the clients until check.
 func (c *cluster) startLoad() *load {
-	l := &load{cluster: c, tried: []int{0}, history: map[string][]porcupine.Operation{}}
+	l := &load{cluster: c, boss: c.admin(), tried: []int{0}, history: map[string][]porcupine.Operation{}}
 	c.t.Cleanup(l.stop)
 	elsewhere := service.Start(c.t, "APP_JWT_SECRET="+secret)
 	l.stranger = want(c.t, "registration", register(elsewhere, "eve@example.com", password), 201)
@@ -146,9 +149,15 @@ func gen(token string) int {
 	return claims.Gen
 }
 
+// register registers an email, and deletes every fourth user.
 func (l *load) register(i, n int) {
 	email := fmt.Sprintf("load%d@example.com", n)
-	l.do(i, operation{kind: "register", key: email}, func() reply { return register(l.urls[i], email, password) })
+	op := operation{kind: "register", key: email}
+	r := l.do(i, op, func() reply { return register(l.urls[i], email, password) })
+	if id := get(l.urls[i]+"/me", r.Access).ID; id != "" && n%4 == 0 {
+		op.kind = "delete"
+		l.do(i, op, func() reply { return call("DELETE", l.urls[i]+"/admin/users/"+id, "Bearer "+l.boss, nil) })
+	}
 }
 
 func passwordN(n int) string { return fmt.Sprintf("password-%d", n) }

@@ -226,7 +226,8 @@ const secret = "0123456789abcdef0123456789abcdef"
 // run runs a replica.
 func (c *cluster) run(i int, env ...string) {
 	c.replicas[i] = service.Run(c.t, slices.Concat([]string{"APP_JWT_SECRET=" + secret, "APP_ARGON2=m=19456,t=2,p=1",
-		"APP_THROTTLE=off", "APP_STORE=etcd:" + strings.Join(c.stores[i], ","), "CLUSTER=" + c.nodes[0].peer},
+		"APP_THROTTLE=off", "APP_ACCESS_TTL_MINUTES=1440", "APP_STORE=etcd:" + strings.Join(c.stores[i], ","),
+		"CLUSTER=" + c.nodes[0].peer},
 		c.env, env)...)
 }
 
