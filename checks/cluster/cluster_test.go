@@ -166,7 +166,7 @@ func (c *cluster) demotions() {
 	atOnce(20, func(i int) { statuses[i] = setScopes(i, tokens[i], ids[i], "me").status })
 	last := slices.Index(statuses, 409)
 	if slices.Sort(statuses); !slices.Equal(statuses, append(slices.Repeat([]int{200}, 19), 409)) {
-		c.t.Fatalf("demotions: got %v, want 200 but for one 409", statuses)
+		c.t.Fatalf("demotions: got %v, want one 409 and otherwise 200", statuses)
 	}
 	want(c.t, "promotion", setScopes(0, tokens[last], "admin-0", "me", "admin"), 200)
 }

@@ -1,5 +1,5 @@
-// The version of etcd that the tests of the parent directory build. It is a module of its own, so that
-// its many dependencies are no business of the other checks.
+// The version of etcd that the tests of the parent directory build. It is a separate module, so that
+// its many dependencies do not reach the other checks.
 module jwt-auth-api/checks/cluster/etcd
 
 go 1.26.0
