@@ -187,6 +187,8 @@ func TestReload(t *testing.T) {
 	equal(t, "a newer format", errText(err), "key jwt-auth-api/u/u9: record of user u9 has format 2, this program knows 1")
 	etcd.Put("jwt-auth-api/u/u8", `{"v":1,"id":"id 1"}`)
 	await(t, "log", logged(`unreadable record" reason="key jwt-auth-api/u/u8: record of user id 1"`))
+	etcd.Put("jwt-auth-api/u/u7", "?")
+	await(t, "log", logged(`unreadable record" reason="key jwt-auth-api/u/u7: invalid character '?'`))
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
 	await(t, "record", func() bool { _, err := b.users.lookup("u9", ""); return err == nil })
 
@@ -218,6 +220,15 @@ func TestReload(t *testing.T) {
 	await(t, "admin", func() bool { list, _ = b.users.after("", 9); return userIDs(list) == "admin-0" })
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
 	await(t, "user", func() bool { list, _ = b.users.after("", 9); return userIDs(list) == "u9 admin-0" })
+	mustUpdate(t, b.server, "u9", func(u *user) { u.Name = "b" })
+	e := b.users.store.(*etcdStore)
+	e.applyFrom(e.client.Load(), user{ID: "old", Version: 1})
+	_, err = b.users.lookup("old", "")
+	equal(t, "a record from before the load", err, error(errUnknownUser))
+	_, err = e.client.Load().Commit(t.Context(), client.Txn{
+		Compare: map[string]int64{"jwt-auth-api/": 0}, Delete: []string{"jwt-auth-api/u/u9"}})
+	equal(t, "a key that is deleted by hand", err, nil)
+	await(t, "deletion", func() bool { _, err := b.users.lookup("u9", ""); return err == errUnknownUser })
 	heartbeats(t, b)
 }
 
@@ -274,7 +285,9 @@ func TestEtcdDown(t *testing.T) {
 		equal(t, age.String(), e.check() == nil, want)
 	}
 	other := &etcdStore{prefix: "p/", replica: "1 "}
-	other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte("2 2026-11-24T12:00:00Z")}})
+	for _, value := range []string{"2 2026-11-24T12:00:00Z", "2026-11-24T12:00:00Z"} {
+		other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte(value)}})
+	}
 	equal(t, "the heartbeat of another replica", other.seen.Load(), 0)
 	for _, at := range []string{"2026-11-24T12:00:01Z", "2026-11-24T12:00:00Z"} {
 		other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte("1 " + at)}})
