@@ -83,12 +83,26 @@ func TestReplicas(t *testing.T) {
 	u = mustUpdate(t, b.server, "id 1", func(u *user) { u.Name += "b"; calls++ })
 	equal(t, "a conflict", fmt.Sprint(u.Name, calls), "ab2")
 
+	resume()
+	await(t, "logout", func() bool { u, _ := a.users.lookup("id 0", ""); return len(u.Sessions) == 0 })
+	await(t, "change", func() bool { u, _ := a.users.lookup("id 1", ""); return u.Name == "ab" })
+	equal(t, "a logout that is seen", status(a, "GET /me", token), 401)
+	equal(t, "records", storedText(t, startReplica(t, etcd).users), storedText(t, a.users))
+}
+
+// TestReplicasDelete deletes users at two replicas that do not see each other's changes.
+func TestReplicasDelete(t *testing.T) {
+	etcd := etcdtest.New(t)
+	a, b := startReplica(t, etcd), startReplica(t, etcd)
+	addUsers(t, a, 3)
+	await(t, "user", func() bool { _, err := b.users.lookup("id 2", ""); return err == nil })
+	unwatched(etcd)
 	remove := func(u *user) error { u.Deleted = true; return nil }
 	mustUpdate(t, a.server, "id 2", func(u *user) { u.Deleted = true })
-	_, err = b.users.update(t.Context(), "id 2", func(u *user) error { u.Name = "b"; return nil })
+	_, err := b.users.update(t.Context(), "id 2", func(u *user) error { u.Name = "b"; return nil })
 	equal(t, "a deleted user", err, error(errUnknownUser))
 	equal(t, "a free email", b.users.add(t.Context(), user{ID: "again", Email: "2@example.com"}), nil)
-	u, err = a.users.byEmail(t.Context(), "2@example.com")
+	u, err := a.users.byEmail(t.Context(), "2@example.com")
 	equal(t, "its new owner", fmt.Sprint(u.ID, err), "again<nil>")
 	mustUpdate(t, b.server, "again", func(u *user) { u.Deleted = true })
 	_, err = a.users.refetch(t.Context(), "again", "")
@@ -103,16 +117,14 @@ func TestReplicas(t *testing.T) {
 	_, err = a.auth.register(t.Context(), user{ID: newUUID(), Email: "short@example.com"}, "secret123", "")
 	equal(t, "an email that was free elsewhere", err, nil)
 
+	later := user{ID: newUUID(), Email: "later@example.com", Scopes: []string{"admin"}}
+	equal(t, "an admin", a.users.add(t.Context(), later), nil)
+	_, err = b.users.byID(t.Context(), later.ID)
+	equal(t, "an admin of the other", err, nil)
 	_, err = a.users.update(t.Context(), later.ID, remove)
-	equal(t, "an admin", err, nil)
+	equal(t, "an admin who leaves", err, nil)
 	_, err = b.users.update(t.Context(), "admin-0", remove)
-	equal(t, "the last admin, with a witness that is deleted", err, error(errLastAdmin))
-
-	resume()
-	await(t, "logout", func() bool { u, _ := a.users.lookup("id 0", ""); return len(u.Sessions) == 0 })
-	await(t, "change", func() bool { u, _ := a.users.lookup("id 1", ""); return u.Name == "ab" })
-	equal(t, "a logout that is seen", status(a, "GET /me", token), 401)
-	equal(t, "records", storedText(t, startReplica(t, etcd).users), storedText(t, a.users))
+	equal(t, "the last admin, after another one that is deleted", err, error(errLastAdmin))
 }
 
 // TestLostResponses closes the connection after a change is made.
@@ -214,16 +226,22 @@ func TestReload(t *testing.T) {
 	equal(t, "users", userIDs(list), "admin-0 id 0 id 2 u9 00")
 	etcd.Fault(nil)
 	await(t, "change during the load", func() bool { u, _ := b.users.lookup("id 2", ""); return u.Name == "a" })
+}
 
+// TestNewCluster replaces the cluster of a replica.
+func TestNewCluster(t *testing.T) {
+	etcd := etcdtest.New(t)
+	b := startReplica(t, etcd)
+	addUsers(t, b, 3)
 	etcd.Replace()
 	etcd.Put("jwt-auth-api/u/u9", `{"v":2,"id":"u9"}`)
-	await(t, "admin", func() bool { list, _ = b.users.after("", 9); return userIDs(list) == "admin-0" })
+	await(t, "admin", func() bool { list, _ := b.users.after("", 9); return userIDs(list) == "admin-0" })
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
-	await(t, "user", func() bool { list, _ = b.users.after("", 9); return userIDs(list) == "u9 admin-0" })
+	await(t, "user", func() bool { list, _ := b.users.after("", 9); return userIDs(list) == "u9 admin-0" })
 	mustUpdate(t, b.server, "u9", func(u *user) { u.Name = "b" })
 	e := b.users.store.(*etcdStore)
 	e.applyFrom(e.client.Load(), user{ID: "old", Version: 1})
-	_, err = b.users.lookup("old", "")
+	_, err := b.users.lookup("old", "")
 	equal(t, "a record from before the load", err, error(errUnknownUser))
 	_, err = e.client.Load().Commit(t.Context(), client.Txn{
 		Compare: map[string]int64{"jwt-auth-api/": 0}, Delete: []string{"jwt-auth-api/u/u9"}})
