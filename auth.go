@@ -267,7 +267,7 @@ var errHashChanged = errors.New("the password has changed")
 
 // replacePassword is checkPassword without the throttle. The caller has acquired a slot. An unknown
 // email takes the same time as a wrong password, since the password is then compared with the
-// decoy. Only a login reveals the password, so that a hash with old parameters can be replaced.
+// decoy. A hash with old parameters is replaced, because only a login reveals the password.
 func (a *auth) replacePassword(ctx context.Context, id, account, password, next string, modify func(*user) error) (
 	user, error) {
 	u, err := a.users.find(ctx, id, account)

@@ -3,8 +3,7 @@
 //
 // Every change gives the store a new revision. A transaction compares the revision of the last
 // change of a key, and so changes the key only if no other client has since it was read. A copy of
-// a part of the store begins with a Range at a revision, and a Watch from the next one continues
-// it.
+// a part of the store begins with a Range at a revision, and continues with a Watch from the next.
 package etcd
 
 import (
