@@ -1304,6 +1304,7 @@ func TestOldChanges(t *testing.T) {
 func TestPlaces(t *testing.T) {
 	s := newUsers()
 	emails := map[int64]string{6: "u7@example.com"}
+	s.apply(user{ID: "u8", Version: 2, Deleted: true, place: 8})
 	for _, place := range []int64{3, 5, 7, 1, 6, 4, 2} {
 		id := fmt.Sprint("u", place)
 		s.apply(user{ID: id, Email: cmp.Or(emails[place], id+"@example.com"), Version: 1, place: place})
@@ -1317,6 +1318,8 @@ func TestPlaces(t *testing.T) {
 	equal(t, "the owners of their emails", owners, "u1 u2 u3 u4 u7 u7")
 	list, err = s.after("u5", 9)
 	equal(t, "users after the deleted one", fmt.Sprint(userIDs(list), err), "u6 u7<nil>")
+	list, err = s.after("u8", 9)
+	equal(t, "users after one that was loaded as deleted", fmt.Sprint(userIDs(list), err), "<nil>")
 }
 
 // TestAdminStays starts a server again with another admin in the settings, who is not created.
