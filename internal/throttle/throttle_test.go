@@ -318,7 +318,7 @@ func wantedWait(history []event, now time.Time, account, client int) time.Durati
 func FuzzThrottle(f *testing.F) {
 	random := rand.New(rand.NewPCG(0, 0))
 	for range 20 {
-		script := make([]byte, 100)
+		script := make([]byte, 50)
 		for i := range script {
 			script[i] = byte(random.UintN(256))
 		}
@@ -328,7 +328,7 @@ func FuzzThrottle(f *testing.F) {
 	f.Fuzz(func(t *testing.T, script []byte) {
 		th, now := newAtNoon()
 		var history []event
-		for _, b := range script[:min(len(script), 200)] {
+		for _, b := range script[:min(len(script), 50)] {
 			e := event{*now, int(b & 1), int(b >> 1 & 1), false}
 			account, op := fmt.Sprint(e.account), int(b>>2)
 			switch {
