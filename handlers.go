@@ -1,9 +1,6 @@
 package main
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,8 +26,7 @@ type server struct {
 	clientIP func(*http.Request) netip.Addr
 	origins  []string // origins of pages that may read responses
 	log      *slog.Logger
-	logKey   secret // key of the email hashes in the log
-	docs     bool   // whether /docs and /openapi.json are served
+	docs     bool // whether /docs and /openapi.json are served
 }
 
 type (
@@ -185,19 +181,12 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 	}
 	u, begun, err := s.auth.login(r.Context(), s.clientIP(r), address, password, r.UserAgent())
 	if err != nil {
-		s.event(r, slog.LevelInfo, "login failed", "email_hash", s.emailHash(address), "reason", err)
+		owner, _ := s.users.lookup("", email.Key(address)) // An unknown email may be a misplaced password.
+		s.event(r, slog.LevelInfo, "login failed", "user", owner.ID, "reason", err)
 		return err
 	}
 	s.event(r, slog.LevelInfo, "login", "user", u.ID)
 	return respond.JSON(w, http.StatusOK, s.tokens.issuePair(u, begun, scope))
-}
-
-// emailHash returns a keyed hash of an email for the log. The email of a failed login is not
-// logged, because users type passwords into the wrong field.
-func (s *server) emailHash(address string) string {
-	mac := hmac.New(sha256.New, []byte(s.logKey.reveal()))
-	mac.Write([]byte(email.Key(address)))
-	return hex.EncodeToString(mac.Sum(nil)[:8])
 }
 
 // refresh exchanges a refresh token, in JSON or in the form of RFC 6749 section 6.

@@ -4,8 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -99,7 +97,6 @@ func newLogger(format string, w io.Writer) *slog.Logger {
 // error that occurs later.
 func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.Logger, fatal func(error)) (
 	*server, error) {
-	logKey, _ := hkdf.Key(sha256.New, []byte(cfg.jwtSecret.reveal()), nil, "jwt-auth-api log", sha256.Size) // never fails
 	s := &server{
 		auth: auth{
 			users:     newUsers(),
@@ -115,7 +112,6 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 		origins:  cfg.origins,
 		errors:   respond.Errors{Log: log, Table: responses()},
 		log:      log,
-		logKey:   newSecret(string(logKey)),
 		docs:     cfg.docs,
 	}
 	for _, key := range append([]secret{cfg.jwtSecret}, cfg.previousSecrets...) {
