@@ -143,13 +143,16 @@ func (c *Client) try(ctx context.Context, n int64, path string, req request, eac
 	return err
 }
 
-// login gets a new token, unless another call has replaced the old one.
+// login gets a new token, unless another call has replaced the old one. Other calls wait for it, so
+// it has the time of a short request.
 func (c *Client) login(ctx context.Context, url, old string) error {
 	c.loggingIn.Lock()
 	defer c.loggingIn.Unlock()
 	if c.token.Load() != old {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
 	req := request{Name: c.cfg.User, Password: c.cfg.Password()}
 	return c.post(ctx, url+"/v3/auth/authenticate", "", req, func(r response) { c.token.Store(r.Token) })
 }
