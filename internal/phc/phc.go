@@ -43,20 +43,20 @@ const (
 
 // ParseParams parses parameters such as m=65536,t=3,p=4. It accepts no other spelling.
 func ParseParams(text string) (Params, error) {
-	var m, t, p uint32
-	fmt.Sscanf(text, "m=%d,t=%d,p=%d", &m, &t, &p) // The comparison below finds errors.
-	params := Params{m, t, uint8(min(p, 255))}
+	var p Params
+	fmt.Sscanf(text, "m=%d,t=%d,p=%d", &p.Memory, &p.Time, &p.Threads) // The comparison below finds errors.
+	minMemory := 8 * uint32(p.Threads)                                 // RFC 9106 section 3.1
 	switch {
-	case params.String() != text:
+	case p.String() != text:
 		return Params{}, errors.New("must look like m=65536,t=3,p=4")
-	case p < 1 || p > maxThreads:
+	case p.Threads < 1 || p.Threads > maxThreads:
 		return Params{}, fmt.Errorf("p must be 1 to %d", maxThreads)
-	case t < 1 || t > maxTime:
+	case p.Time < 1 || p.Time > maxTime:
 		return Params{}, fmt.Errorf("t must be 1 to %d", maxTime)
-	case m < 8*p || m > maxMemory: // RFC 9106 section 3.1: m is at least 8p.
-		return Params{}, fmt.Errorf("m must be %d to %d", 8*p, maxMemory)
+	case p.Memory < minMemory || p.Memory > maxMemory:
+		return Params{}, fmt.Errorf("m must be %d to %d", minMemory, maxMemory)
 	}
-	return params, nil
+	return p, nil
 }
 
 const prefix = "$argon2id$v=19$" // version 1.3 of argon2 (RFC 9106 section 3.1)
