@@ -10,8 +10,8 @@
 // was acknowledged, and is dropped. Any other invalid line is damage.
 //
 // The file begins with a snapshot of all records and the changes made meanwhile. An empty batch
-// ends it, so that damage in it is never taken for an incomplete line. A copy of the file, made at
-// any moment, is a backup.
+// ends it, so that damage in the snapshot is never mistaken for an incomplete last line. A copy of
+// the file, made at any moment, is a backup.
 package journal
 
 import (
@@ -63,8 +63,8 @@ type Journal struct {
 // returns an error if the file is damaged, is no regular file, or is in use by another process.
 //
 // A compaction calls snapshot for all current records. The journal holds no lock meanwhile. One
-// goroutine compacts the file when it has grown to twice its size after the last compaction and 1
-// MiB. A snapshot may include changes that are replayed again after it, so replay must ignore a
+// goroutine compacts the file when it exceeds twice its size after the last compaction plus 1 MiB.
+// A snapshot may include changes that are replayed again after it, so replay must ignore a
 // record that is not newer than the current one.
 func Open(path string, replay func(records []byte) error, snapshot func() iter.Seq[[]byte],
 	warn func(msg string, args ...any)) (*Journal, error) {
@@ -162,8 +162,8 @@ func (j *Journal) stop(err error) {
 	j.err = cmp.Or(j.err, err)
 }
 
-// compact replaces the file by one with a snapshot and the lines written since the compaction
-// began. It blocks writers only after the snapshot is on disk, except for its last line.
+// compact replaces the file with one that has a snapshot and the lines written since the compaction
+// began. It blocks writers only while it writes the last line of the snapshot and these lines.
 func (j *Journal) compact() error {
 	path := j.path + ".new"
 	os.Remove(path) // an existing file would keep its mode
@@ -212,7 +212,7 @@ func read(path string, replay func(records []byte) error, warn func(string, ...a
 		return err
 	}
 	defer f.Close()
-	partial := false   // the end of the snapshot is missing
+	partial := true    // the end of the snapshot is missing
 	torn, lost := 0, 0 // number of the first invalid line, bytes of all invalid lines
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, math.MaxInt)
@@ -225,7 +225,7 @@ func read(path string, replay func(records []byte) error, warn func(string, ...a
 		case torn > 0:
 			return fmt.Errorf("line %d is damaged", torn)
 		}
-		partial = (partial || n == 1) && len(records) > len("[]")
+		partial = partial && len(records) > len("[]")
 		if err := replay(records); err != nil {
 			return fmt.Errorf("line %d: %w", n, err)
 		}

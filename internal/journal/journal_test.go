@@ -198,7 +198,7 @@ var files = []struct{ name, text, records, warning, err string }{
 	{"a checksum in upper case", mark + strings.Replace(changes, "c8c", "C8C", 1), "[]", "2 48", ""},
 	{"only a suffix", mark + mark[len(prefix):], "[]", "2 19", ""},
 	{"an error of replay", mark + mark + `{"changes":["new"],"crc":"8e5d35c4"}`, "[][]", "", "journal: line 3: unknown record"},
-	{"an empty file", "", "", "", ""},
+	{"an empty file", "", "", partial, ""},
 	{"a part of the first line", mark[:9], "", "", "journal: PATH is not a journal"},
 	{"a part of the end of a snapshot", changes + mark[:9], `[{"id":1},{"id":2}]`, "2 9" + partial, ""},
 	{"no end of a snapshot", changes + changes, `[{"id":1},{"id":2}][{"id":1},{"id":2}]`, partial, ""},
