@@ -198,12 +198,11 @@ func (a *auth) hashPassword(ctx context.Context, password string) (secret, error
 // checkPassword, or errDisabled.
 func (a *auth) login(ctx context.Context, client netip.Addr, address, password, userAgent string) (
 	user, session, error) {
-	id, s := newUUID(), session{}
+	s := newSession(newUUID(), userAgent, a.tokens.now(), a.tokens.refreshTTL)
 	u, err := a.checkPassword(ctx, client, "", email.Key(address), password, password, func(u *user) error {
 		if u.Disabled {
 			return errDisabled
 		}
-		s = newSession(id, userAgent, a.tokens.now(), a.tokens.refreshTTL)
 		u.begin(s, s.Created)
 		return nil
 	})
