@@ -1279,10 +1279,7 @@ func TestFileStore(t *testing.T) {
 		deleted := regexp.MustCompile(`{"v":1,"id":"u0"[^}]*}`).FindString(string(text))
 		equal(t, "a deleted user", deleted, `{"v":1,"id":"u0","scopes":null,"deleted":true,"version":2}`)
 	}
-	var failed error
-	f.fatal = func(err error) { failed = err }
-	f.commit(t.Context(), change{user: user{ID: "u5"}})
-	equal(t, "a write after close", errText(failed), "APP_STORE: file already closed")
+	equal(t, "a write after close", s.add(t.Context(), user{ID: "u5"}), error(errUnavailable))
 }
 
 // TestOldChanges applies a snapshot with the owner of an email, and then changes of former owners.

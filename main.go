@@ -136,7 +136,7 @@ func newServer(ctx context.Context, cfg config, now func() time.Time, log *slog.
 			}
 			return err
 		}
-		openEtcd(ctx, s.users, cluster, cfg.storePrefix, log, onLoad)
+		openEtcd(s.users, cluster, cfg.storePrefix, log, onLoad)
 		return s, nil
 	}
 	return s, s.createAdmin(ctx, cfg)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"os"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -24,12 +25,14 @@ import (
 // A store makes changes last. The maps of users serve all lookups, whatever the store.
 type store interface {
 	// commit makes a change last and applies it. It returns errEmailTaken, errLastAdmin, or
-	// errConflict if the record has another version than the one that the change was made from.
+	// errConflict if the record has another version than the one that the change was made from, or
+	// errUnavailable.
 	commit(ctx context.Context, c change) error
 
 	// fetch applies the latest record of the user with an id or, if that is empty, with an email
-	// key. It may be newer than that in the maps if there are other replicas of the service.
-	fetch(ctx context.Context, id, key string) error
+	// key. It may be newer than that in the maps if there are other replicas of the service. It
+	// returns errUnavailable if the store does not respond.
+	fetch(ctx context.Context, id, emailKey string) error
 
 	// check returns errUnavailable if the maps may lack changes of other replicas.
 	check() error
@@ -38,7 +41,7 @@ type store interface {
 	close() error
 }
 
-// errUnavailable means that the store does not respond.
+// errUnavailable means that the store does not respond, or may lack changes.
 const errUnavailable apiError = "busy, try again"
 
 // A memoryStore keeps the records only in memory.
@@ -47,7 +50,7 @@ type memoryStore struct{ *users }
 func (m memoryStore) commit(_ context.Context, c change) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.accept(c)
+	return m.applyChange(c)
 }
 
 func (memoryStore) fetch(context.Context, string, string) error { return nil }
@@ -58,14 +61,13 @@ func (memoryStore) close() error                                { return nil }
 type fileStore struct {
 	memoryStore
 	journal *journal.Journal
-	fatal   func(error) // ends the process: after a failed write nobody knows what is on the disk
+	fatal   func(error) // ends the process; after a failed write the content of the disk is unknown
 }
 
 // openFile returns a store with the records of the journal at path, which it opens or creates.
 func openFile(path string, s *users, warn func(string, ...any), fatal func(error)) (*fileStore, error) {
-	var records []storedUser
 	replay := func(line []byte) error {
-		clear(records) // Unmarshal fills them again.
+		var records []storedUser
 		if err := json.Unmarshal(line, &records); err != nil {
 			return err
 		}
@@ -85,8 +87,8 @@ func openFile(path string, s *users, warn func(string, ...any), fatal func(error
 	return f, err
 }
 
-// snapshot returns the records at this moment, also the deleted ones: older records of them may be
-// replayed after it.
+// snapshot returns the current records, including deleted ones, because older records of a deleted
+// user may be replayed after the snapshot.
 func (f *fileStore) snapshot() iter.Seq[[]byte] {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
@@ -103,30 +105,30 @@ func (f *fileStore) snapshot() iter.Seq[[]byte] {
 // noWaitDelay is the time until a change with noWait is written, so that many share a sync.
 const noWaitDelay = 10 * time.Millisecond
 
-// commit applies a change before it is on the disk: a client may see it early, but its own request
-// is not acknowledged before. A change with noWait is acknowledged at once.
+// commit applies a change and waits until it is on disk, unless the change has noWait. Other
+// requests may see the change meanwhile.
 func (f *fileStore) commit(_ context.Context, c change) error {
-	if c.user.Deleted {
-		c.user = user{ID: c.user.ID, Deleted: true}
-	}
-	c.user.Version = c.base + 1
-	record := encodeUser(c.user)
 	f.mu.Lock()
-	if err := f.accept(c); err != nil {
+	if err := f.applyChange(c); err != nil {
 		f.mu.Unlock()
 		return err
 	}
-	write := f.journal.Append(record)
+	wait := f.journal.Append(encodeUser(*f.records[f.ids[c.user.ID]]))
 	f.mu.Unlock()
-	wait := func() {
-		if err := write(); err != nil {
-			f.fatal(prefixed("APP_STORE", err))
-		}
-	}
 	if c.noWait {
-		time.AfterFunc(noWaitDelay, wait)
-	} else {
-		wait()
+		time.AfterFunc(noWaitDelay, func() { f.written(wait()) })
+		return nil
+	}
+	return f.written(wait())
+}
+
+// written ends the process if a write failed, unless the service is shutting down.
+func (f *fileStore) written(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return errUnavailable
+	}
+	if err != nil {
+		f.fatal(prefixed("APP_STORE", err))
 	}
 	return nil
 }
@@ -134,44 +136,43 @@ func (f *fileStore) commit(_ context.Context, c change) error {
 func (f *fileStore) close() error { return f.journal.Close() }
 
 const (
-	storeTimeout = 8 * time.Second        // of a call, with all of its tries
-	heartbeat    = 500 * time.Millisecond // between two heartbeats
-	maxSilence   = 3 * heartbeat          // of a watch; bounds how late a logout is effective after a fault
-	maxStaleness = 10 * time.Second       // age of the last heartbeat seen
+	storeTimeout = 8 * time.Second        // maximum time of a call, with all tries
+	heartbeat    = 500 * time.Millisecond // interval of the heartbeats
+	watchTimeout = 3 * heartbeat          // maximum time without a change before a watch moves to another endpoint
+	maxStaleness = 10 * time.Second       // maximum age of the last heartbeat seen
 )
 
-// An etcdStore shares the records with other replicas through etcd. It watches their changes, so
-// that the maps follow. After a prefix, the key u/ID holds a record, a/EMAIL KEY the user's id.
+// An etcdStore shares the records with other replicas through etcd, and watches for their changes.
+// After a prefix, the key u/ID holds a record, a/KEY the id of the user with an email key, and b
+// the latest heartbeat.
 //
-// Each replica also writes its name and the time to b twice a second. Changes are seen in order, so
-// when a replica sees its own heartbeat, it has seen all changes before.
+// Each replica puts a heartbeat twice a second. A watch reports changes in order, so a replica that
+// sees its own heartbeat has seen all earlier changes.
 type etcdStore struct {
 	*users
-	config  etcd.Config
 	client  atomic.Pointer[etcd.Client]
 	prefix  string
-	replica string // name of this one in the heartbeats
+	replica string // name in the heartbeats
 	log     *slog.Logger
 	stop    context.CancelFunc
 	seen    atomic.Int64 // time of the last heartbeat seen, in nanoseconds since the epoch
-	loaded  int64        // revision of the last load; protected by mu
+	reason  string       // last reason logged for a load, since one succeeded
 }
 
 // openEtcd makes an etcdStore the store of s, and begins to load the records. It calls onLoad after
-// each load. The store works until it is closed, even if ctx is done before.
-func openEtcd(ctx context.Context, s *users, cfg etcd.Config, prefix string, log *slog.Logger,
-	onLoad func(context.Context) error) {
-	e := &etcdStore{users: s, config: cfg, prefix: prefix, replica: newUUID(), log: log}
+// each load. The store works until it is closed.
+func openEtcd(s *users, cfg etcd.Config, prefix string, log *slog.Logger, onLoad func(context.Context) error) {
+	ctx, stop := context.WithCancel(context.Background())
+	e := &etcdStore{users: s, prefix: prefix, replica: newUUID(), log: log, stop: stop}
 	e.client.Store(etcd.New(cfg))
 	s.store = e
-	ctx, e.stop = context.WithCancel(context.WithoutCancel(ctx))
 	go e.beat(ctx)
 	go func() {
-		for reason := ""; ctx.Err() == nil; time.Sleep(heartbeat) {
+		for ; ctx.Err() == nil; time.Sleep(heartbeat) {
 			err := e.follow(ctx, onLoad)
-			if text := err.Error(); text != reason && ctx.Err() == nil {
+			if text := err.Error(); text != e.reason && ctx.Err() == nil {
 				log.Warn("loading records again", "reason", err)
-				reason = text
+				e.reason = text
 			}
 		}
 	}()
@@ -179,7 +180,7 @@ func openEtcd(ctx context.Context, s *users, cfg etcd.Config, prefix string, log
 
 // follow loads the records, and applies changes until that is no longer possible.
 func (e *etcdStore) follow(ctx context.Context, onLoad func(context.Context) error) error {
-	client, begun := etcd.New(e.config), time.Now()
+	client, begun := e.client.Load().Renew(), time.Now()
 	revision, err := e.load(ctx, client)
 	if err == nil {
 		err = onLoad(ctx)
@@ -188,13 +189,15 @@ func (e *etcdStore) follow(ctx context.Context, onLoad func(context.Context) err
 		return err
 	}
 	e.log.Info("records loaded")
+	e.reason = ""
 	e.seen.Store(begun.UnixNano())
 	begin, end := etcd.Prefix(e.prefix)
-	return client.Watch(ctx, begin, end, revision+1, maxSilence, e.changed)
+	return client.Watch(ctx, begin, end, revision+1, watchTimeout, e.changed)
 }
 
-// load replaces the maps by the records at the current revision, which it returns, and the client.
-// It reads the records by the first character of the ids, because etcd scans all keys for a limit.
+// load replaces the maps with the records at the current revision, which it returns, and the client
+// with client. It reads an interval for each first character of the ids. Pages with a limit would
+// be slow, because etcd scans the whole interval for each.
 func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error) {
 	_, revision, err := client.Range(ctx, e.prefix+"b", "", 0)
 	if err != nil {
@@ -229,7 +232,6 @@ func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error
 	}
 	e.records, e.ids, e.emails = fresh.records, fresh.ids, fresh.emails
 	e.client.Store(client)
-	e.loaded = revision
 	return revision, nil
 }
 
@@ -256,7 +258,7 @@ func (e *etcdStore) changed(kvs []etcd.KV) {
 	for _, kv := range kvs {
 		value, own := strings.CutPrefix(string(kv.Value), e.replica)
 		if at, err := time.Parse(time.RFC3339Nano, value); own && err == nil {
-			e.seen.Store(max(at.UnixNano(), e.seen.Load())) // A late one may come after later ones.
+			e.seen.Store(at.UnixNano())
 		}
 		if !strings.HasPrefix(string(kv.Key), e.prefix+"u/") {
 			continue
@@ -276,13 +278,12 @@ func (e *etcdStore) applyKV(client *etcd.Client, kv etcd.KV) error {
 	return err
 }
 
-// applyFrom applies a record that client read or wrote, unless the records have been loaded since
-// from another cluster, or without this one because it is deleted.
+// applyFrom applies a record that client read or wrote, unless the records have been loaded from
+// another cluster since.
 func (e *etcdStore) applyFrom(client *etcd.Client, u user) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	_, known := e.ids[u.ID]
-	if client.Cluster() == e.client.Load().Cluster() && (known || u.Version > e.loaded) {
+	if client.Cluster() == e.client.Load().Cluster() {
 		e.apply(u)
 	}
 }
@@ -290,13 +291,9 @@ func (e *etcdStore) applyFrom(client *etcd.Client, u user) {
 // beat writes heartbeats until ctx is done.
 func (e *etcdStore) beat(ctx context.Context) {
 	txn := etcd.Txn{Compare: map[string]int64{e.prefix: 0}} // a key that never exists
-	for ctx.Err() == nil {
+	for ; ctx.Err() == nil; time.Sleep(heartbeat) {
 		txn.Put = map[string][]byte{e.prefix + "b": []byte(e.replica + time.Now().UTC().Format(time.RFC3339Nano))}
 		e.client.Load().Commit(ctx, txn) // A failure is seen as a missing heartbeat.
-		select {
-		case <-ctx.Done():
-		case <-time.After(heartbeat):
-		}
 	}
 }
 
@@ -309,7 +306,7 @@ func (e *etcdStore) commit(ctx context.Context, c change) error {
 	txn := etcd.Txn{Compare: map[string]int64{key: c.base}, Put: map[string][]byte{key: encodeUser(c.user)}}
 	if c.base == 0 {
 		txn.Compare[owner], txn.Put[owner] = 0, []byte(c.user.ID)
-	} else if c.user.Deleted { // The record stays: an earlier try of its creation may be executed later.
+	} else if c.user.Deleted { // The record stays, so that a delayed try of its creation fails.
 		txn.Put[key], txn.Delete = encodeUser(user{ID: c.user.ID, Deleted: true}), []string{owner}
 	}
 	e.mu.RLock()
@@ -327,7 +324,7 @@ func (e *etcdStore) commit(ctx context.Context, c change) error {
 		return e.conflict(ctx, c, other.ID)
 	}
 	if err != nil {
-		return unavailable(err)
+		return fmt.Errorf("%w: %w", errUnavailable, err)
 	}
 	c.user.Version, c.user.place = revision, cmp.Or(c.user.place, revision)
 	e.applyFrom(client, c.user)
@@ -337,7 +334,11 @@ func (e *etcdStore) commit(ctx context.Context, c change) error {
 // conflict applies the current records of a change and of another admin, and returns why the change
 // was not made. It returns nil if an earlier try made it, whose response was lost.
 func (e *etcdStore) conflict(ctx context.Context, c change, other string) error {
-	if err := cmp.Or(e.fetch(ctx, c.user.ID, ""), e.fetch(ctx, cmp.Or(other, c.user.ID), "")); err != nil {
+	err := e.fetch(ctx, c.user.ID, "")
+	if err == nil && other != "" {
+		err = e.fetch(ctx, other, "")
+	}
+	if err != nil {
 		return err
 	}
 	current, err := e.lookup(c.user.ID, "")
@@ -355,20 +356,23 @@ func (e *etcdStore) conflict(ctx context.Context, c change, other string) error 
 	return errConflict
 }
 
-func (e *etcdStore) fetch(ctx context.Context, id, key string) error {
+func (e *etcdStore) fetch(ctx context.Context, id, emailKey string) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	client := e.client.Load()
 	if id == "" {
-		owner, _, err := client.Range(ctx, e.prefix+"a/"+key, "", 0)
-		if err != nil || len(owner) == 0 {
-			return unavailable(err)
+		owner, _, err := client.Range(ctx, e.prefix+"a/"+emailKey, "", 0)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errUnavailable, err)
+		}
+		if len(owner) == 0 {
+			return nil
 		}
 		id = string(owner[0].Value)
 	}
 	kvs, revision, err := client.Range(ctx, e.prefix+"u/"+id, "", 0)
 	if err != nil {
-		return unavailable(err)
+		return fmt.Errorf("%w: %w", errUnavailable, err)
 	}
 	if len(kvs) > 0 {
 		return e.applyKV(client, kvs[0])
@@ -379,16 +383,8 @@ func (e *etcdStore) fetch(ctx context.Context, id, key string) error {
 	return nil
 }
 
-// unavailable returns an error of etcd as errUnavailable.
-func unavailable(err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%w: %w", errUnavailable, err)
-}
-
 func (e *etcdStore) check() error {
-	if age := time.Since(time.Unix(0, e.seen.Load())); age > maxStaleness {
+	if age := time.Since(time.Unix(0, e.seen.Load())).Abs(); age > maxStaleness { // The clock may be set back.
 		return fmt.Errorf("%w: no heartbeat seen within %s", errUnavailable, maxStaleness)
 	}
 	return nil
@@ -402,7 +398,7 @@ func (e *etcdStore) close() error {
 // storedFormat is the version of storedUser. A change that older versions would misread raises it.
 const storedFormat = 1
 
-// A storedUser is a user as stores keep it: the hash of a user itself would be ********.
+// A storedUser is a user as stores keep it, with the hash, which encoding/json omits from user.
 type storedUser struct {
 	Format int `json:"v"`
 	user

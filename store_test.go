@@ -38,7 +38,7 @@ func await(t testing.TB, name string, condition func() bool) {
 	}
 }
 
-// unwatched ends the watches. Until the test calls resume, replicas see only what they ask for.
+// unwatched ends the watches. Until the test calls resume, replicas see only what they read.
 func unwatched(etcd *etcdtest.Server) (resume func()) {
 	etcd.Fault(func(call string, _ bool) bool { return strings.HasPrefix(call, "watch") })
 	etcd.CloseClientConnections()
@@ -142,20 +142,24 @@ func TestLostResponses(t *testing.T) {
 		})
 	}
 	nothing, rename := func() {}, func() { mustUpdate(t, b.server, "u3", func(u *user) { u.Name += "b" }) }
-	for id, meanwhile := range map[string]func(){"u1": nothing, "u3": rename} {
-		u, calls := user{ID: id, Email: "u1@example.com"}, 0
-		lose("a/", meanwhile)
+	for _, row := range []struct {
+		id        string
+		meanwhile func()
+		want      string
+	}{{"u1", nothing, "a1"}, {"u3", rename, "baba2"}} {
+		u, calls := user{ID: row.id, Email: "u1@example.com"}, 0
+		lose("a/", row.meanwhile)
 		equal(t, "a new user", a.users.add(t.Context(), u), nil)
-		lose("u/", meanwhile)
-		mustUpdate(t, a.server, id, func(u *user) { u.Name += "a"; calls++ })
-		u, _ = a.users.lookup(id, "")
-		equal(t, "changes", fmt.Sprint(u.Name, calls), map[bool]string{true: "a1", false: "baba2"}[u.Name == "a"])
+		lose("u/", row.meanwhile)
+		mustUpdate(t, a.server, row.id, func(u *user) { u.Name += "a"; calls++ })
+		u, _ = a.users.lookup(row.id, "")
+		equal(t, "changes", fmt.Sprint(u.Name, calls), row.want)
 		lose("u/", nothing)
-		mustUpdate(t, a.server, id, func(u *user) { u.Deleted = true })
-		_, err := a.users.lookup(id, "")
+		mustUpdate(t, a.server, row.id, func(u *user) { u.Deleted = true })
+		_, err := a.users.lookup(row.id, "")
 		equal(t, "a deleted user", err, error(errUnknownUser))
 		_, err = client.New(client.Config{URLs: []string{etcd.URL}}).Commit(t.Context(),
-			client.Txn{Compare: map[string]int64{"jwt-auth-api/u/" + id: 0, "jwt-auth-api/a/u1@example.com": 0}})
+			client.Txn{Compare: map[string]int64{"jwt-auth-api/u/" + row.id: 0, "jwt-auth-api/a/u1@example.com": 0}})
 		equal(t, "an earlier try of the creation, executed late", errors.Is(err, client.ErrConflict), true)
 	}
 	u2 := user{ID: "u2", Email: "u2@example.com", hash: a.passwords.hash("secret123")}
@@ -226,6 +230,11 @@ func TestReload(t *testing.T) {
 	equal(t, "users", userIDs(list), "admin-0 id 0 id 2 u9 00")
 	etcd.Fault(nil)
 	await(t, "change during the load", func() bool { u, _ := b.users.lookup("id 2", ""); return u.Name == "a" })
+	resume := unwatched(etcd)
+	mustUpdate(t, b.server, "id 0", func(u *user) { u.Name = "b" })
+	etcd.Compact()
+	resume()
+	await(t, "second line", func() bool { return strings.Count(b.textLog.String(), "revision compacted") == 2 })
 }
 
 // TestNewCluster replaces the cluster of a replica.
@@ -239,35 +248,25 @@ func TestNewCluster(t *testing.T) {
 	etcd.Put("jwt-auth-api/u/u9", `{"v":1,"id":"u9"}`)
 	await(t, "user", func() bool { list, _ := b.users.after("", 9); return userIDs(list) == "u9 admin-0" })
 	mustUpdate(t, b.server, "u9", func(u *user) { u.Name = "b" })
-	e := b.users.store.(*etcdStore)
-	e.applyFrom(e.client.Load(), user{ID: "old", Version: 1})
-	_, err := b.users.lookup("old", "")
-	equal(t, "a record from before the load", err, error(errUnknownUser))
-	_, err = e.client.Load().Commit(t.Context(), client.Txn{
+	_, err := b.users.store.(*etcdStore).client.Load().Commit(t.Context(), client.Txn{
 		Compare: map[string]int64{"jwt-auth-api/": 0}, Delete: []string{"jwt-auth-api/u/u9"}})
 	equal(t, "a key that is deleted by hand", err, nil)
 	await(t, "deletion", func() bool { _, err := b.users.lookup("u9", ""); return err == errUnknownUser })
 	heartbeats(t, b)
 }
 
-// TestApplyFrom applies records that were read before and after the records were loaded.
+// TestApplyFrom applies records of two clusters.
 func TestApplyFrom(t *testing.T) {
-	e := &etcdStore{users: newUsers(), loaded: 7}
+	e := &etcdStore{users: newUsers()}
 	current, other := client.New(client.Config{}), client.New(client.Config{URLs: []string{etcdtest.New(t).URL}})
 	if _, _, err := other.Range(t.Context(), "k", "", 0); err != nil {
 		t.Fatal(err)
 	}
 	e.client.Store(current)
-	e.applyFrom(current, user{ID: "deleted", Email: "1@example.com", Version: 7})
-	e.applyFrom(current, user{ID: "new", Email: "2@example.com", Version: 8})
-	e.applyFrom(current, user{ID: "new", Email: "2@example.com", Version: 9, Name: "later"})
-	e.applyFrom(other, user{ID: "new", Email: "2@example.com", Version: 10, Name: "from another cluster"})
+	e.applyFrom(current, user{ID: "u1", Email: "1@example.com", Version: 9, Name: "current"})
+	e.applyFrom(other, user{ID: "u1", Email: "1@example.com", Version: 10, Name: "from another cluster"})
 	list, _ := e.after("", 9)
-	equal(t, "records", join(list, func(u user) string { return u.ID + " " + u.Name }), "new later")
-	e.loaded = 11
-	e.applyFrom(current, user{ID: "new", Version: 10, Deleted: true})
-	list, _ = e.after("", 9)
-	equal(t, "records left", len(list), 0)
+	equal(t, "records", join(list, func(u user) string { return u.ID + " " + u.Name }), "u1 current")
 }
 
 // TestEtcdDown starts a replica without etcd, which then starts.
@@ -297,7 +296,11 @@ func TestEtcdDown(t *testing.T) {
 	defer cancel()
 	err := s.users.add(ctx, user{ID: "u1", Email: "u1@example.com"})
 	equal(t, "a change", errors.Is(err, errUnavailable), true)
-	for age, want := range map[time.Duration]bool{9 * time.Second: true, 10 * time.Second: false} {
+}
+
+// TestHeartbeat checks heartbeats of several times.
+func TestHeartbeat(t *testing.T) {
+	for age, want := range map[time.Duration]bool{9 * time.Second: true, 10 * time.Second: false, -time.Hour: false} {
 		e := &etcdStore{}
 		e.seen.Store(time.Now().Add(-age).UnixNano())
 		equal(t, age.String(), e.check() == nil, want)
@@ -307,10 +310,8 @@ func TestEtcdDown(t *testing.T) {
 		other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte(value)}})
 	}
 	equal(t, "the heartbeat of another replica", other.seen.Load(), 0)
-	for _, at := range []string{"2026-11-24T12:00:01Z", "2026-11-24T12:00:00Z"} {
-		other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte("1 " + at)}})
-	}
-	equal(t, "the latest heartbeat", other.seen.Load(), 1795521601e9)
+	other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte("1 2026-11-24T12:00:01Z")}})
+	equal(t, "its own heartbeat", other.seen.Load(), 1795521601e9)
 }
 
 // A brokenStore does not respond.

@@ -161,8 +161,8 @@ func (u *user) isAdmin() bool {
 
 // Bounds of the retries of a refresh, in seconds.
 const (
-	retryWindow     = 60          // after a rotation: two tabs, or a lost response
-	forgiveInterval = 6 * 60 * 60 // between late retries: a phone that slept after a lost response
+	retryWindow     = 60          // time for a retry after a rotation (two tabs, or a lost response)
+	forgiveInterval = 6 * 60 * 60 // minimum time between late retries (a phone that slept after a lost response)
 )
 
 // A verdict is the outcome of using a refresh token.
@@ -219,28 +219,28 @@ func (s *users) byEmail(ctx context.Context, address string) (user, error) {
 
 // find returns the user with an id or, if that is empty, with an email key. If the maps lack it, it
 // fetches the record from the store.
-func (s *users) find(ctx context.Context, id, key string) (user, error) {
-	u, err := s.lookup(id, key)
+func (s *users) find(ctx context.Context, id, emailKey string) (user, error) {
+	u, err := s.lookup(id, emailKey)
 	if err == nil {
 		return u, nil
 	}
-	return s.refetch(ctx, id, key)
+	return s.refetch(ctx, id, emailKey)
 }
 
 // refetch is find with the latest record of the store.
-func (s *users) refetch(ctx context.Context, id, key string) (user, error) {
-	if err := s.store.fetch(ctx, id, key); err != nil {
+func (s *users) refetch(ctx context.Context, id, emailKey string) (user, error) {
+	if err := s.store.fetch(ctx, id, emailKey); err != nil {
 		return user{}, err
 	}
-	return s.lookup(id, key)
+	return s.lookup(id, emailKey)
 }
 
-func (s *users) lookup(id, key string) (user, error) {
+func (s *users) lookup(id, emailKey string) (user, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	i, ok := s.ids[id]
 	if id == "" {
-		i, ok = s.emails[key]
+		i, ok = s.emails[emailKey]
 	}
 	if !ok || s.records[i].Deleted {
 		return user{}, errUnknownUser
@@ -304,10 +304,10 @@ var (
 	errNoWait    = errors.New("the change may be lost in a crash")
 )
 
-// update modifies the record of the user with an id: it calls modify with a copy and commits that,
-// and starts again if the record has changed meanwhile. So modify must be idempotent. If modify
-// returns errUnchanged, nothing is written. If it returns errNoWait, update does not wait until the
-// change is safe. Other errors are returned. The id and the email never change.
+// update calls modify with a copy of the record of the user with an id, and commits the result. If
+// the record has changed meanwhile, it starts again, so modify must be idempotent. If modify returns
+// errUnchanged, update writes nothing. If it returns errNoWait, update does not wait until the
+// change is safe. It returns other errors of modify. modify must not change the id or the email.
 func (s *users) update(ctx context.Context, id string, modify func(*user) error) (user, error) {
 	for {
 		u, err := s.byID(ctx, id)
@@ -342,10 +342,10 @@ type change struct {
 	noWait bool
 }
 
-// accept checks a change and applies it. Both share one lock, so exactly one of several concurrent
+// applyChange checks a change and applies it. Both share one lock, so exactly one of several concurrent
 // changes to a record succeeds. It returns errEmailTaken, errLastAdmin if no other admin would be
 // left, or errConflict if the record has another version. It is called with mu held.
-func (s *users) accept(c change) error {
+func (s *users) applyChange(c change) error {
 	if c.base == 0 {
 		_, idTaken := s.ids[c.user.ID]
 		_, emailTaken := s.emails[email.Key(c.user.Email)]

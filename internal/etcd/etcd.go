@@ -2,8 +2,8 @@
 // It uses etcd's JSON gateway, so that net/http and encoding/json are enough.
 //
 // Every change gives the store a new revision. A transaction compares the revision of the last
-// change of a key, and so changes the key only if no other client has since it was read. A copy of
-// a part of the store begins with a Range at a revision, and continues with a Watch from the next.
+// change of a key, so it can require that no other client has changed the key since it was read. To
+// keep a copy of part of the store, call Range, and then Watch from the next revision.
 package etcd
 
 import (
@@ -19,9 +19,9 @@ import (
 )
 
 const (
-	tryTimeout  = time.Second            // of a request to an endpoint
-	scanTimeout = 30 * time.Second       // of a request to an endpoint for an interval
-	retryPause  = 100 * time.Millisecond // after an endpoint failed
+	tryTimeout  = time.Second            // maximum time of a request to an endpoint
+	scanTimeout = 30 * time.Second       // maximum time of a request to an endpoint for an interval
+	retryPause  = 100 * time.Millisecond // pause after a failure of an endpoint
 )
 
 var (
@@ -29,9 +29,9 @@ var (
 	ErrConflict = errors.New("a key has another revision")
 	// ErrCompacted reports that etcd lacks the revision. The caller must read all keys again.
 	ErrCompacted = errors.New("revision compacted")
-	// ErrCluster reports a response from another cluster than the first response came from, or from
-	// the same one restored to an earlier revision. Their revisions are not comparable. The caller
-	// must read all keys again, with a new Client.
+	// ErrCluster reports a response of another cluster than the first response, or of the same
+	// cluster restored to an earlier revision. Revisions before and after are not comparable. The
+	// caller must read all keys again, with a Client that Renew returns.
 	ErrCluster = errors.New("cluster replaced")
 )
 
@@ -69,6 +69,13 @@ func New(cfg Config) *Client {
 	return c
 }
 
+// Renew returns a Client with the settings, connections and token of c that accepts any cluster.
+func (c *Client) Renew() *Client {
+	n := &Client{cfg: c.cfg, transport: c.transport}
+	n.token.Store(c.token.Load())
+	return n
+}
+
 // A KV is a key with its value.
 type KV struct {
 	Key            []byte `json:"key"`
@@ -78,7 +85,7 @@ type KV struct {
 	Version        int64  `json:"version,string"`      // number of changes, or 0 if the key was deleted
 }
 
-// Prefix returns the interval of the keys that begin with p. It must not be empty, or end in 0xff.
+// Prefix returns the interval of the keys that begin with p. p must not be empty or end in 0xff.
 func Prefix(p string) (begin, end string) {
 	b := []byte(p)
 	b[len(b)-1]++
@@ -112,7 +119,7 @@ type Txn struct {
 //
 // Commit sends t to other endpoints until ctx is done. If a response is lost, the next try may
 // conflict with the first, so after ErrConflict the caller must check whether the current pairs are
-// those of Put. After any other error, t may have been executed, or may be later.
+// those of Put. After any other error, t may or may not have been executed, and may still be.
 func (c *Client) Commit(ctx context.Context, t Txn) (revision int64, err error) {
 	if len(t.Compare) == 0 {
 		return 0, errors.New("transaction without a comparison")
@@ -138,12 +145,12 @@ func (c *Client) Commit(ctx context.Context, t Txn) (revision int64, err error) 
 // call has all changes of one or more revisions, in order. Watch continues at other endpoints until
 // ctx is done or changes are no longer available. Then it returns [ErrCompacted] or [ErrCluster].
 //
-// A stopped endpoint sends nothing, as one without changes. So Watch leaves an endpoint that
-// reports no change for the time silence. The caller must change a key more often than that.
-func (c *Client) Watch(ctx context.Context, begin, end string, revision int64, silence time.Duration,
+// An endpoint that has stopped looks like one without changes. So Watch moves to the next endpoint
+// if one reports no change for the duration idle. The caller must change a key more often.
+func (c *Client) Watch(ctx context.Context, begin, end string, revision int64, idle time.Duration,
 	changed func([]KV)) error {
 	req := request{Create: &request{Key: []byte(begin), End: []byte(end), StartRevision: revision}}
-	return c.call(ctx, silence, "/v3/watch", req, func(r response) {
+	return c.call(ctx, idle, "/v3/watch", req, func(r response) {
 		var kvs []KV
 		for _, e := range r.Events {
 			kvs = append(kvs, e.KV)

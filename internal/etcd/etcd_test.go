@@ -25,9 +25,9 @@ import (
 // for the header of a response of cluster 14 at revision 7.
 type row struct {
 	Name     string
-	User     string        // of the Client
-	Timeout  time.Duration // of each call in milliseconds, 8000 if 0
-	Calls    []string      // names of functions in calls
+	User     string   // of the Client
+	Timeout  int      // of each call in milliseconds, 8000 if 0
+	Calls    []string // names of functions in calls
 	Replies  []string
 	Requests []string // endpoint, path, token and body of each, unless nil
 	Want     []string // time and result of each call
@@ -44,7 +44,7 @@ func expand(reply string) string {
 type fake struct {
 	replies, requests []string
 	contexts          []context.Context // those of the requests
-	open              int               // number of bodies
+	open              int               // number of open bodies
 }
 
 func (f *fake) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -159,7 +159,7 @@ func TestCalls(t *testing.T) {
 			c := newFake(f, row.User, warn)
 			for _, name := range row.Calls {
 				start := time.Now()
-				ctx, cancel := context.WithTimeout(t.Context(), cmp.Or(row.Timeout, 8000)*time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(cmp.Or(row.Timeout, 8000))*time.Millisecond)
 				result := calls[name](ctx, c)
 				got = append(got, fmt.Sprintf("%v %s", time.Since(start), result))
 				active := func(ctx context.Context) bool { return ctx.Err() == nil }
@@ -208,12 +208,14 @@ func TestConcurrentFailures(t *testing.T) {
 }
 
 // TestNew makes calls with net/http, at an endpoint that supports HTTP/2: the first reply is lost,
-// the next two come in chunks on one connection, and the last is a redirect.
+// the next two come in chunks on one connection, also to a renewed Client, and the last is a
+// redirect.
 func TestNew(t *testing.T) {
 	var requests, peers []string
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
-		requests, peers = append(requests, r.Proto+" "+r.URL.Path), append(peers, r.RemoteAddr)
+		requests = append(requests, r.Proto+" "+r.URL.Path+" "+r.Header.Get("Authorization"))
+		peers = append(peers, r.RemoteAddr)
 		switch len(requests) {
 		case 1:
 			panic(http.ErrAbortHandler)
@@ -230,7 +232,8 @@ func TestNew(t *testing.T) {
 	defer server.Close()
 	c := New(Config{URLs: []string{server.URL}, Warn: func(string, ...any) {}})
 	c.transport.(*http.Transport).TLSClientConfig = server.Client().Transport.(*http.Transport).TLSClientConfig
-	for range 2 {
+	c.token.Store("t1")
+	for _, c := range []*Client{c, c.Renew()} {
 		kvs, revision, err := c.Range(t.Context(), "a", "", 0)
 		if err != nil || revision != 7 || len(kvs) != 1 || string(kvs[0].Value) != strings.Repeat("A", 15000) {
 			t.Fatalf("got %d pairs at %d and %v, want 1 at 7", len(kvs), revision, err)
@@ -240,7 +243,7 @@ func TestNew(t *testing.T) {
 	if e, ok := errors.AsType[*Error](err); !ok || e.Status != http.StatusTemporaryRedirect {
 		t.Errorf("redirect: got %v, want status 307", err)
 	}
-	compare(t, "requests", requests, slices.Repeat([]string{"HTTP/1.1 /v3/kv/range"}, 4))
+	compare(t, "requests", requests, slices.Repeat([]string{"HTTP/1.1 /v3/kv/range t1"}, 4))
 	if peers[1] != peers[2] || peers[2] != peers[3] {
 		t.Errorf("got the connections %q, want one after the first", peers)
 	}

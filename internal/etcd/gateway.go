@@ -20,7 +20,7 @@ const (
 	unauthenticated = 16
 )
 
-var errSilent = errors.New("no response in time")
+var errTimeout = errors.New("no response in time")
 
 // An Error is a response with a status other than 200. A full database has status 429 and code 8.
 type Error struct {
@@ -70,8 +70,8 @@ type response struct {
 	Events          []struct{ KV KV }
 }
 
-// unary returns the response to a request that has one. It includes all changes that were
-// acknowledged before, so an earlier revision than the latest seen is that of a restored cluster.
+// unary returns the response to a request that has only one. The response includes every change
+// acknowledged before, so an earlier revision than the latest seen means a restored cluster.
 func (c *Client) unary(ctx context.Context, timeout time.Duration, path string, req request) (resp response, err error) {
 	latest := c.revision.Load()
 	err = c.call(ctx, timeout, path, req, func(r response) { resp = r })
@@ -92,7 +92,7 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, path string, r
 	for {
 		n := c.endpoint.Load()
 		tryCtx, cancel := context.WithCancelCause(ctx)
-		timer := time.AfterFunc(timeout, func() { cancel(errSilent) })
+		timer := time.AfterFunc(timeout, func() { cancel(errTimeout) })
 		err := c.try(tryCtx, n, path, req, func(r response) {
 			each(r)
 			timer.Reset(timeout)
@@ -126,7 +126,7 @@ func (c *Client) failed(n int64, err error) bool {
 }
 
 // try posts a request to endpoint n. If etcd rejects the token, it logs in and posts the request
-// again. Code 3 means no token, an outdated one, or other faults, for which the login is needless.
+// again. Code 3 also has other causes, for which the login is harmless.
 func (c *Client) try(ctx context.Context, n int64, path string, req request, each func(response)) error {
 	url := c.cfg.URLs[n%int64(len(c.cfg.URLs))]
 	token := c.token.Load().(string)
@@ -143,8 +143,8 @@ func (c *Client) try(ctx context.Context, n int64, path string, req request, eac
 	return err
 }
 
-// login gets a new token, unless another call has replaced the old one. Other calls wait for it, so
-// it has the time of a short request.
+// login gets a new token, unless another call has replaced the old one. Concurrent logins wait for
+// each other, so each has at most tryTimeout.
 func (c *Client) login(ctx context.Context, url, old string) error {
 	c.loggingIn.Lock()
 	defer c.loggingIn.Unlock()
