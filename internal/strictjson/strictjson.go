@@ -158,11 +158,12 @@ func (p *parser) container(depth int, end byte, item func(name string, v Value) 
 		return p.fail("nested too deep")
 	}
 	p.pos++
-	var seen nameSet
+	names := make([]string, 0, 10) // more than 10 take memory
 	for c := p.next(); c != end; {
 		name, v := "", Value{}
 		if end == '}' {
-			name, err = p.name(&seen)
+			name, err = p.name()
+			names = append(names, name)
 		}
 		if err == nil {
 			v, err = p.value(depth, nil)
@@ -179,37 +180,16 @@ func (p *parser) container(depth int, end byte, item func(name string, v Value) 
 			return p.fail("unexpected character")
 		}
 	}
+	slices.Sort(names)
+	if n := len(names); len(slices.Compact(names)) < n {
+		return p.fail("duplicate name")
+	}
 	p.pos++
 	return nil
 }
 
-// A nameSet holds the names of an object. Up to ten are compared one by one, and take no memory.
-type nameSet struct {
-	few  [10]string
-	n    int // names in few
-	many map[string]bool
-}
-
-// add adds a name, and reports whether it is new.
-func (s *nameSet) add(name string) bool {
-	if slices.Contains(s.few[:s.n], name) {
-		return false
-	}
-	if s.n < len(s.few) {
-		s.few[s.n] = name
-		s.n++
-		return true
-	}
-	if s.many == nil {
-		s.many = make(map[string]bool)
-	}
-	known := s.many[name]
-	s.many[name] = true
-	return !known
-}
-
 // name parses the name of a member, and the colon after it.
-func (p *parser) name(seen *nameSet) (string, error) {
+func (p *parser) name() (string, error) {
 	if p.next() != '"' {
 		return "", p.fail("Expecting property name enclosed in double quotes")
 	}
@@ -217,8 +197,6 @@ func (p *parser) name(seen *nameSet) (string, error) {
 	switch {
 	case err != nil:
 		return "", err
-	case !seen.add(name):
-		return "", p.fail("duplicate name")
 	case p.next() != ':':
 		return "", p.fail("unexpected character")
 	}
