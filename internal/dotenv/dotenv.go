@@ -1,6 +1,6 @@
 // Package dotenv parses the variables of one program in a .env file, which others may share.
 //
-// A line is NAME=value, with or without "export " before it. A value is bare or in one pair of
+// A line is NAME=value, with or without export before it. A value is bare or in one pair of
 // single or double quotes, without escapes or expansion. A comment begins with a # at the start of
 // a line, after white space or after quotes. No error contains a value, which may be a secret.
 package dotenv
@@ -20,11 +20,12 @@ type Var struct {
 	Name, Value string // the name in upper case
 }
 
+var export = regexp.MustCompile(`^\s*export\s`)
 var assignment = regexp.MustCompile(`^(\w+)\s*=(.*)$`)
 var reference = regexp.MustCompile(`\$\{.+\}|\$\(.+\)|^\$[A-Za-z_]\w*$`)
 
 // Parse returns the variables in text whose name begins with prefix, in any case, and ignores all
-// other lines. Its error joins one for each faulty line. It returns those of the valid lines too.
+// other lines. Its error joins one for each invalid line. It returns those of the valid lines too.
 func Parse(text, prefix string) ([]Var, error) {
 	if !utf8.ValidString(text) || strings.Contains(text, "\x00") { // UTF-16, for example
 		return nil, errors.New(".env: not UTF-8 text: save the file as UTF-8")
@@ -32,7 +33,7 @@ func Parse(text, prefix string) ([]Var, error) {
 	var vars []Var
 	var errs []error
 	for i, line := range strings.Split(strings.TrimPrefix(text, "\uFEFF"), "\n") {
-		line = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(line), "export "))
+		line = strings.TrimSpace(export.ReplaceAllString(line, ""))
 		if line == "" || line[0] == '#' || !strings.HasPrefix(strings.ToUpper(line), strings.ToUpper(prefix)) {
 			continue
 		}
