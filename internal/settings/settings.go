@@ -32,7 +32,7 @@ type Setting struct {
 	Default string
 	Parse   func(text string) error
 	Secret  bool // may be in a file whose path is in the variable with _FILE appended to Name
-	Empty   bool // an empty value is a value
+	Empty   bool // whether an empty value replaces the default
 }
 
 // Load parses the values of all settings. A variable that begins with prefix and is unknown is an
@@ -43,35 +43,34 @@ func Load(environ []string, prefix string, all []Setting) (warnings []string, er
 		known[s.Name] = true
 		known[s.Name+"_FILE"] = s.Secret
 	}
-	values, faults := readDotenv(prefix, known)
-	fromEnv := make(map[string]bool)
+	values, errs := readDotenv(prefix, known)
 	for _, pair := range environ {
 		given, value, _ := strings.Cut(pair, "=")
 		name := strings.ToUpper(given)
 		switch {
-		case known[name] && (given == name || !fromEnv[name]): // the upper-case name counts if both are set
-			values[name], fromEnv[name] = value, true
-		case !known[name] && strings.HasPrefix(name, prefix):
+		case known[name]:
+			values[name] = value
+		case strings.HasPrefix(name, prefix):
 			warnings = append(warnings, "unknown setting "+given)
 		}
 	}
 	for _, s := range all {
 		text, err := s.value(values)
-		if s.Secret && suspicious(text) {
+		if suspicious(text) {
 			warnings = append(warnings, s.Name+": has quotation marks or white space at its ends, or refers to a variable")
 		}
 		if err == nil {
 			err = s.Parse(text)
 		}
 		if err != nil {
-			faults = append(faults, fmt.Errorf("%s: %w", s.Name, err))
+			errs = append(errs, fmt.Errorf("%s: %w", s.Name, err))
 		}
 	}
-	return warnings, errors.Join(faults...)
+	return warnings, errors.Join(errs...)
 }
 
 // readDotenv returns the variables of .env, if there is one.
-func readDotenv(prefix string, known map[string]bool) (values map[string]string, faults []error) {
+func readDotenv(prefix string, known map[string]bool) (values map[string]string, errs []error) {
 	values = make(map[string]string)
 	text, err := os.ReadFile(".env")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -79,15 +78,15 @@ func readDotenv(prefix string, known map[string]bool) (values map[string]string,
 	}
 	vars, err := dotenv.Parse(string(text), prefix)
 	if err != nil {
-		faults = append(faults, err)
+		errs = append(errs, err)
 	}
 	for _, v := range vars {
 		if !known[v.Name] {
-			faults = append(faults, fmt.Errorf(".env line %d: unknown setting %s", v.Line, v.Name))
+			errs = append(errs, fmt.Errorf(".env line %d: unknown setting %s", v.Line, v.Name))
 		}
 		values[v.Name] = v.Value
 	}
-	return values, faults
+	return values, errs
 }
 
 // value returns the value of s, or its default.
@@ -101,10 +100,10 @@ func (s Setting) value(values map[string]string) (string, error) {
 		content, err := os.ReadFile(path)
 		if err != nil {
 			// The error without the path, which may be a secret in the wrong variable.
-			return "", fmt.Errorf("%s_FILE: %w", s.Name, errors.Unwrap(err))
+			return "", fmt.Errorf("file: %w", errors.Unwrap(err))
 		}
 		if !utf8.Valid(content) || bytes.ContainsRune(content, 0) {
-			return "", fmt.Errorf("%s_FILE: must be UTF-8 text", s.Name)
+			return "", errors.New("file: must be UTF-8 text")
 		}
 		text = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(string(content)), "\uFEFF"))
 	case !s.Secret:
@@ -116,10 +115,10 @@ func (s Setting) value(values map[string]string) (string, error) {
 	return text, nil
 }
 
-// suspicious reports whether a secret looks like one that a shell or a tool should have processed.
-func suspicious(secret string) bool {
-	return secret != strings.TrimSpace(secret) || strings.ContainsAny(secret[:min(1, len(secret))], `"'`) ||
-		strings.Contains(secret, "${")
+// suspicious reports whether a value looks like one that a shell or a tool should have processed.
+func suspicious(value string) bool {
+	return value != strings.TrimSpace(value) || strings.ContainsAny(value[:min(1, len(value))], `"'`) ||
+		strings.Contains(value, "${")
 }
 
 // OneOf returns a parser that stores one of the values.
