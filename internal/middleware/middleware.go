@@ -27,7 +27,7 @@ import (
 // A Fail function responds to a request with an error.
 type Fail func(w http.ResponseWriter, r *http.Request, err error)
 
-type idKey struct{} // of the id in a request's context
+type idKey struct{} // context key of the request id
 
 // RequestID returns the id of the request whose context is ctx, or "".
 func RequestID(ctx context.Context) string {
@@ -39,7 +39,7 @@ func RequestID(ctx context.Context) string {
 type recorder struct {
 	http.ResponseWriter
 	status int // 0 until the header is written
-	bytes  int // of the body
+	bytes  int // size of the body so far
 }
 
 func (rec *recorder) WriteHeader(status int) {
@@ -127,8 +127,8 @@ type StatusError int
 
 func (e StatusError) Error() string { return http.StatusText(int(e)) }
 
-// CORS lets pages of the origins read responses (Fetch Standard, section 3.2). The origin * matches
-// every origin. The handler of OPTIONS calls [Preflight] for the rest of a preflight response.
+// CORS lets pages of the origins read responses (https://fetch.spec.whatwg.org/#http-cors-protocol).
+// The origin * matches every origin. The handler of OPTIONS calls [Preflight] for the rest of a preflight response.
 func CORS(next http.Handler, origins []string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin := r.Header.Get("Origin")
@@ -151,7 +151,7 @@ func Preflight(w http.ResponseWriter, r *http.Request, methods string) bool {
 	}
 	h.Set("Access-Control-Allow-Methods", methods)
 	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
-	h.Set("Access-Control-Max-Age", "7200") // seconds; the most that browsers accept
+	h.Set("Access-Control-Max-Age", "7200") // seconds, the maximum of Chromium
 	w.WriteHeader(http.StatusNoContent)
 	return true
 }
@@ -171,7 +171,7 @@ func Limit(next http.Handler, maxBody int64, fail Fail) http.Handler {
 			p = strings.TrimSuffix(p, "/")
 			r.URL.Path, r.URL.RawPath = strings.TrimSuffix(r.URL.Path, "/"), strings.TrimSuffix(r.URL.RawPath, "/")
 		}
-		switch coding := r.Header.Get("Content-Encoding"); {
+		switch coding := strings.Join(r.Header["Content-Encoding"], ","); {
 		case r.ContentLength > maxBody:
 			w.Header().Set("Connection", "close") // Otherwise net/http waits for the body.
 			fail(w, r, &http.MaxBytesError{Limit: maxBody})
