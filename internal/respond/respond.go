@@ -2,10 +2,10 @@
 package respond
 
 import (
-	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"iter"
 	"log/slog"
 	"net/http"
@@ -45,25 +45,20 @@ func NoContent(w http.ResponseWriter) error {
 // pageTimeout bounds how long a client may take to read a page of an array.
 const pageTimeout = 10 * time.Second
 
-// Array responds with a JSON array whose elements come in pages. It holds one page in memory, and
-// stops when the client does not read.
+// Array responds with a JSON array whose elements come in pages, none of which is empty. It holds
+// one page in memory, and stops when the client does not read.
 func Array[T any](w http.ResponseWriter, pages iter.Seq[[]T]) {
 	control := http.NewResponseController(w)
 	writeHeader(w, http.StatusOK)
 	w.Write([]byte("["))
 	separator := ""
 	for page := range pages {
-		var buf bytes.Buffer
-		for _, element := range page {
-			buf.WriteString(separator)
-			encoded, _ := json.Marshal(element)
-			buf.Write(encoded)
-			separator = ","
-		}
+		elements, _ := json.Marshal(page)
 		control.SetWriteDeadline(time.Now().Add(pageTimeout))
-		if _, err := w.Write(buf.Bytes()); err != nil {
+		if _, err := fmt.Fprintf(w, "%s%s", separator, elements[1:len(elements)-1]); err != nil {
 			return
 		}
+		separator = ","
 	}
 	w.Write([]byte("]"))
 }
