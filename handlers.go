@@ -447,12 +447,10 @@ func (s *server) deleteUser(w http.ResponseWriter, r *http.Request, u user) erro
 
 // deleteSessions ends all sessions of a user.
 func (s *server) deleteSessions(w http.ResponseWriter, r *http.Request, u user) error {
-	now := s.tokens.now().Unix()
-	end := func(u *user) error { u.Since, u.Sessions = now, nil; return nil }
-	if _, err := s.users.update(r.Context(), u.ID, end); err != nil {
+	if err := s.auth.logout(r.Context(), identity{user: u}, "global"); err != nil {
 		return err
 	}
-	s.event(r, slog.LevelInfo, "session ended", "user", u.ID, "by", caller(r.Context()).user.ID)
+	s.event(r, slog.LevelInfo, "sessions ended", "user", u.ID, "by", caller(r.Context()).user.ID)
 	return respond.NoContent(w)
 }
 
