@@ -81,11 +81,11 @@ type tokens struct {
 
 // A tokenPair is the response to a login (RFC 6749 section 5.1).
 type tokenPair struct {
-	AccessToken  string `json:"access_token"`
-	RefreshToken string `json:"refresh_token"`
-	TokenType    string `json:"token_type"`
-	ExpiresIn    int64  `json:"expires_in"` // lifetime of the access token, in seconds
-	Scope        string `json:"scope,omitempty"`
+	AccessToken  string  `json:"access_token"`
+	RefreshToken string  `json:"refresh_token"`
+	TokenType    string  `json:"token_type"`
+	ExpiresIn    int64   `json:"expires_in"` // lifetime of the access token, in seconds
+	Scope        *string `json:"scope,omitempty"`
 }
 
 // issuePair returns a token pair for the current generation of a session. The pair names its scopes
@@ -102,7 +102,8 @@ func (t *tokens) issuePair(u user, s session, asked string) tokenPair {
 	scopes := strings.Fields(asked)
 	slices.Sort(scopes)
 	if len(scopes) > 0 && !slices.Equal(slices.Compact(scopes), slices.Sorted(slices.Values(u.Scopes))) {
-		pair.Scope = strings.Join(u.Scopes, " ")
+		granted := strings.Join(u.Scopes, " ")
+		pair.Scope = &granted
 	}
 	return pair
 }
@@ -337,7 +338,9 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 		switch v {
 		case rotate:
 			s.Gen, s.Rotated = c.gen+1, now
-			s.Expires = max(s.Expires, now+int64(a.tokens.refreshTTL/time.Second))
+			if end := now + int64(a.tokens.refreshTTL/time.Second); !s.Adopted || end > s.Expires {
+				s.Expires = end // An adopted session outlives the original's token, which would begin it again.
+			}
 			if c.session != "" {
 				written = errNoWait // judge makes up for a lost rotation.
 			}

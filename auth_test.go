@@ -17,6 +17,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"path"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -27,6 +28,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/fstest"
 	"testing/synctest"
 	"time"
 
@@ -316,7 +318,7 @@ func TestIssuePair(t *testing.T) {
 	seen := map[string]bool{}
 	for list, scopes := range map[string][]string{`["me","admin"]`: {"me", "admin"}, `["me"]`: {"me"}, `[]`: nil} {
 		pair := tokens.issuePair(user{ID: "u1", Scopes: scopes}, session{ID: "s1", Gen: 12, Expires: 5000}, "")
-		equal(t, "pair", fmt.Sprint(pair.TokenType, pair.ExpiresIn, pair.Scope), "bearer900")
+		equal(t, "pair", fmt.Sprint(pair.TokenType, pair.ExpiresIn, pair.Scope), "bearer900 <nil>")
 		for _, row := range []struct{ token, typ, exp, end string }{
 			{pair.AccessToken, "access", "1900", `}`},
 			{pair.RefreshToken, "refresh", "5000", `,"gen":12}`},
@@ -334,11 +336,13 @@ func TestIssuePair(t *testing.T) {
 	last := tokens.issuePair(user{ID: "u1"}, session{ID: "s1", Expires: 1899}, "") // before the access token would expire
 	c, err := tokens.verify(last.AccessToken, accessToken)
 	equal(t, "a session that ends first", fmt.Sprint(last.ExpiresIn, c.expiry, err), "899 1899 <nil>")
-	for asked, want := range map[string]string{"": "", "me admin": "", "admin  me admin": "", "me": "me admin",
-		"me admin x": "me admin", "x y": "me admin"} {
+	for asked, want := range map[string]string{"": `null`, "me admin": `null`, "admin  me admin": `null`, "me": `"me admin"`,
+		"me admin x": `"me admin"`, "x y": `"me admin"`} {
 		pair := tokens.issuePair(user{ID: "u1", Scopes: []string{"me", "admin"}}, session{}, asked)
-		equal(t, "the scope if the client asked for "+asked, pair.Scope, want)
+		scope, _ := json.Marshal(pair.Scope)
+		equal(t, "the scope if the client asked for "+asked, string(scope), want)
 	}
+	equal(t, "no scope", *tokens.issuePair(user{ID: "u1"}, session{}, "me").Scope, "")
 }
 
 // TestUUID checks that each digit takes every value that it can, and that no two are always equal.
@@ -826,19 +830,24 @@ func TestRefreshStored(t *testing.T) {
 	const week = 7 * 24 * 60 * 60
 	a, c := session{ID: "a", Gen: 5, Expires: 1e9}, session{ID: "c", Gen: 5, Expires: 1e9}
 	b := session{"b", "curl/8", 5, 100, 1000, 0, 1000 + week, false}
+	long, adopted := session{"b", "", 5, 100, 1000, 0, 1e9, false}, session{"b", "", 5, 100, 1000, 0, 1e9, true}
 	for _, row := range []struct {
+		b        session
 		gen, now int64
 		want     string
 		sessions []session
 	}{
-		{5, 2000, "rotate 6, 1, u1", []session{a, {"b", "curl/8", 6, 100, 2000, 0, 2000 + week, false}, c}},
-		{8, 2000, "rotate 9, 1, u1", []session{a, {"b", "curl/8", 9, 100, 2000, 0, 2000 + week, false}, c}},
-		{4, 1060, "retry 5, 0, u1", []session{a, b, c}},
-		{4, 2000, "forgive 5, 1, u1", []session{a, {"b", "curl/8", 5, 100, 1000, 2000, 1000 + week, false}, c}},
-		{3, 1000, "invalid refresh token: refresh token reused, 1, u1", []session{a, c}},
-		{5, 1000 + week, "invalid refresh token: the session has ended, 0, ", []session{a, b, c}},
+		{b, 5, 2000, "rotate 6, 1, u1", []session{a, {"b", "curl/8", 6, 100, 2000, 0, 2000 + week, false}, c}},
+		{b, 8, 2000, "rotate 9, 1, u1", []session{a, {"b", "curl/8", 9, 100, 2000, 0, 2000 + week, false}, c}},
+		{b, 4, 1060, "retry 5, 0, u1", []session{a, b, c}},
+		{b, 4, 2000, "forgive 5, 1, u1", []session{a, {"b", "curl/8", 5, 100, 1000, 2000, 1000 + week, false}, c}},
+		{b, 3, 1000, "invalid refresh token: refresh token reused, 1, u1", []session{a, c}},
+		{b, 5, 1000 + week, "invalid refresh token: the session has ended, 0, ", []session{a, b, c}},
+		{long, 5, 2000, "rotate 6, 1, u1", []session{a, {"b", "", 6, 100, 2000, 0, 2000 + week, false}, c}},
+		{adopted, 5, 2000, "rotate 6, 1, u1", []session{a, {"b", "", 6, 100, 2000, 0, 1e9, true}, c}},
 	} {
 		s := partsServer(t)
+		b := row.b
 		former := mustUpdate(t, s, "u1", func(u *user) { u.Sessions = []session{a, b, c} })
 		s.tokens.now = func() time.Time { return time.Unix(row.now, 0) }
 		token := s.tokens.issue(former, session{ID: "b", Gen: row.gen}, refreshToken, 1e9)
@@ -1305,17 +1314,27 @@ func TestHashesAtOnce(t *testing.T) {
 	}
 }
 
-// TestAvailableMemory compares with the files of Linux. Other systems have none.
+// TestAvailableMemory has the files of a machine with 8 KiB, in which a control group has less.
 func TestAvailableMemory(t *testing.T) {
-	want := uint64(debug.SetMemoryLimit(-1))
-	for name, unit := range map[string]uint64{"/sys/fs/cgroup/memory.max": 1, "/proc/meminfo": 1024} {
-		content, _ := os.ReadFile(name)
-		if field := regexp.MustCompile(`^(MemTotal: +)?([0-9]+)\b`).FindSubmatch(content); field != nil {
-			n, _ := strconv.ParseUint(string(field[2]), 10, 64)
-			want = min(want, n*unit)
-		}
+	for _, row := range []struct {
+		name, groups, limited, limit string
+		want                         int
+	}{
+		{"no limit", "0::/a.slice/b\n", "a.slice/b", "max\n", 8192},
+		{"the root, as in a container", "0::/\n", ".", "4096\n", 4096},
+		{"the group, after one of version 1", "4:memory:/x\n0::/a.slice/b\n", "a.slice/b", "4096\n", 4096},
+		{"the group above", "0::/a.slice/b\n", "a.slice", "4096\n", 4096},
+		{"another group", "0::/a.slice/b\n", "a.slice/c", "4096\n", 8192},
+		{"a group outside of the container", "0::/../b\n", ".", "4096\n", 4096},
+		{"version 1", "4:memory:/x\n", ".", "4096\n", 4096},
+		{"more than the machine has", "0::/\n", ".", "9000\n", 8192},
+	} {
+		got := availableMemory(fstest.MapFS{"proc/self/cgroup": {Data: []byte(row.groups)},
+			"proc/meminfo": {Data: []byte("MemTotal:         8 kB\nMemFree: 1 kB\n")},
+			path.Join("sys/fs/cgroup", row.limited, "memory.max"): {Data: []byte(row.limit)}})
+		equal(t, row.name, int(got), row.want)
 	}
-	equal(t, "bytes", availableMemory(), want)
+	equal(t, "another system", availableMemory(fstest.MapFS{}), uint64(debug.SetMemoryLimit(-1)))
 }
 
 // TestEnvExample checks that .env.example has each setting with its default, in order.

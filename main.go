@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"path"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -362,7 +364,7 @@ func (cfg *config) parseArgon2(text string) (err error) {
 		return fmt.Errorf("must be at least %s", owaspMinimum)
 	}
 	perHash := uint64(cfg.argon2.Memory) << 10 * peakFactor
-	have := availableMemory()
+	have := availableMemory(os.DirFS("/"))
 	if perHash > have {
 		return fmt.Errorf("needs %d MiB of memory, got %d", perHash>>20, have>>20)
 	}
@@ -370,15 +372,20 @@ func (cfg *config) parseArgon2(text string) (err error) {
 	return nil
 }
 
-// availableMemory returns the memory in bytes that the process may use, the minimum of GOMEMLIMIT,
-// the limit of the control group and the memory of the machine, the last two only on Linux.
-func availableMemory() uint64 {
+// availableMemory returns the memory in bytes that the process may use: the minimum of GOMEMLIMIT
+// and, on Linux, of the memory of the machine and the limits of the control group and those above.
+func availableMemory(root fs.FS) uint64 {
 	have := uint64(debug.SetMemoryLimit(-1))
-	group, _ := os.ReadFile("/sys/fs/cgroup/memory.max")
-	if n, err := strconv.ParseUint(strings.TrimSpace(string(group)), 10, 64); err == nil {
-		have = min(have, n)
+	groups, _ := fs.ReadFile(root, "proc/self/cgroup")
+	_, group, _ := strings.Cut("\n"+string(groups), "\n0::") // that of version 2
+	group, _, _ = strings.Cut(group, "\n")
+	for dir := path.Join("sys/fs/cgroup", path.Join("/", group)); dir != "sys/fs"; dir = path.Dir(dir) {
+		limit, _ := fs.ReadFile(root, dir+"/memory.max")
+		if n, err := strconv.ParseUint(strings.TrimSpace(string(limit)), 10, 64); err == nil {
+			have = min(have, n)
+		}
 	}
-	machine, _ := os.ReadFile("/proc/meminfo")
+	machine, _ := fs.ReadFile(root, "proc/meminfo")
 	var kib uint64
 	if n, _ := fmt.Sscanf(string(machine), "MemTotal: %d kB", &kib); n == 1 {
 		have = min(have, kib<<10)
@@ -393,16 +400,19 @@ func (cfg *config) checkExposure() error {
 	if host == "localhost" || err == nil && ip.IsLoopback() {
 		return nil
 	}
-	var faults []error
-	reject := func(name string, documented bool) {
-		if documented {
-			const msg = "%s: the documented value is only for loopback; set another to listen on %s"
-			faults = append(faults, fmt.Errorf(msg, name, cfg.addr))
+	var errs []error
+	reject := func(name, documented string, secrets ...secret) {
+		for _, s := range secrets {
+			if strings.Trim(s.reveal(), " \t\r\n\"'") == documented {
+				const msg = "%s: the documented value is only for loopback; set another to listen on %s"
+				errs = append(errs, fmt.Errorf(msg, name, cfg.addr))
+			}
 		}
 	}
-	isDocumented := func(s secret) bool { return strings.Trim(s.reveal(), " \t\r\n\"'") == documentedSecret }
-	reject("APP_JWT_SECRET", isDocumented(cfg.jwtSecret))
-	reject("APP_JWT_PREVIOUS_SECRETS", slices.ContainsFunc(cfg.previousSecrets, isDocumented))
-	reject("APP_ADMIN_PASSWORD", cfg.adminEmail != "" && cfg.adminPassword.reveal() == documentedPassword)
-	return errors.Join(faults...)
+	reject("APP_JWT_SECRET", documentedSecret, cfg.jwtSecret)
+	reject("APP_JWT_PREVIOUS_SECRETS", documentedSecret, cfg.previousSecrets...)
+	if cfg.adminEmail != "" {
+		reject("APP_ADMIN_PASSWORD", documentedPassword, cfg.adminPassword)
+	}
+	return errors.Join(errs...)
 }
