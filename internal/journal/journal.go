@@ -43,6 +43,7 @@ type Journal struct {
 	path       string
 	dir        file // the directory of path
 	snapshot   func() iter.Seq[[]byte]
+	warn       func(msg string, args ...any)
 	lock       *os.File       // holds the lock until it is closed or garbage collected
 	compaction sync.WaitGroup // the goroutine that compacts the file, if there is one
 
@@ -59,8 +60,9 @@ type Journal struct {
 
 // Open opens or creates the journal at path and locks it. It calls replay with the records of each
 // line in order, a JSON array that may be empty and is valid during the call. Then it compacts the
-// file. It calls warn if it drops an incomplete line, or if the end of the snapshot is missing. It
-// returns an error if the file is damaged, is no regular file, or is in use by another process.
+// file. It calls warn if it drops an incomplete line, or if the end of the snapshot is missing, and
+// later if a compaction fails. It returns an error if the file is damaged, is no regular file, or is
+// in use by another process.
 //
 // A compaction calls snapshot for all current records. The journal holds no lock meanwhile. One
 // goroutine compacts the file when it exceeds twice its size after the last compaction plus 1 MiB.
@@ -83,7 +85,7 @@ func open(disk fileSystem, path string, replay func([]byte) error, snapshot func
 	if err != nil {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
-	j := &Journal{disk: disk, path: path, dir: dir, snapshot: snapshot, tail: new(bytes.Buffer)}
+	j := &Journal{disk: disk, path: path, dir: dir, snapshot: snapshot, warn: warn, tail: new(bytes.Buffer)}
 	j.flush = sync.OnceValue(j.write)
 	if j.lock, err = lockFile(path); err == nil {
 		err = read(path, replay, warn)
@@ -104,9 +106,9 @@ func open(disk fileSystem, path string, replay func([]byte) error, snapshot func
 // it applied the change.
 //
 // The caller must release the lock and call wait, which returns nil when the record is on disk. The
-// first call of wait or Close writes the batch for all. After an error of a write or a compaction,
-// what the disk holds is unknown. No further batch is written, wait returns the error for all of
-// them, and the caller should end the process.
+// first call of wait or Close writes the batch for all. After an error of a write, what the disk
+// holds is unknown. No further batch is written, wait returns the error for all of them, and the
+// caller should end the process.
 func (j *Journal) Append(record []byte) (wait func() error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -121,7 +123,9 @@ func (j *Journal) Close() error {
 	flush := j.flush
 	j.mu.Unlock()
 	err := flush()
-	j.stop(os.ErrClosed)
+	j.writing.Lock()
+	j.err = cmp.Or(j.err, os.ErrClosed)
+	j.writing.Unlock()
 	j.compaction.Wait()
 	j.file.Close()
 	j.dir.Close()
@@ -150,16 +154,23 @@ func (j *Journal) write() error {
 		j.tail.Write(line)
 	} else if j.room < 0 {
 		j.tail = new(bytes.Buffer)
-		j.compaction.Go(func() { j.stop(j.compact()) })
+		j.compaction.Go(j.recompact)
 	}
 	return nil
 }
 
-// stop makes later writes return err, unless err is nil or there was an error before.
-func (j *Journal) stop(err error) {
+// recompact compacts the file in use. If that fails, as when the disk has no room for two files, it
+// warns, and the file is compacted when it has grown by another MiB.
+func (j *Journal) recompact() {
+	err := j.compact()
+	if err == nil {
+		return
+	}
+	os.Remove(j.path + ".new")
+	j.warn("journal: compaction failed", "error", err)
 	j.writing.Lock()
 	defer j.writing.Unlock()
-	j.err = cmp.Or(j.err, err)
+	j.tail, j.room = nil, minGrowth
 }
 
 // compact replaces the file with one that has a snapshot and the lines written since the compaction
@@ -195,6 +206,7 @@ func (j *Journal) compact() error {
 		return err
 	}
 	if err := cmp.Or(j.disk.rename(path, j.path), j.dir.Sync()); err != nil {
+		j.err = cmp.Or(j.err, err) // Which file the directory has is unknown.
 		return err
 	}
 	f, j.file = j.file, f

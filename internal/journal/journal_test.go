@@ -24,6 +24,7 @@ type store struct {
 	*Journal
 	pad       string // of the records of odd counters
 	iterating func() // called during the iteration of a snapshot
+	warnings  int
 
 	mu       sync.Mutex
 	counters map[int]int
@@ -31,7 +32,7 @@ type store struct {
 
 func openStore(disk fileSystem, path string) (s *store, err error) {
 	s = &store{counters: make(map[int]int)}
-	s.Journal, err = open(disk, path, s.replay, s.snapshotOf, func(string, ...any) {})
+	s.Journal, err = open(disk, path, s.replay, s.snapshotOf, func(string, ...any) { s.warnings++ })
 	return s, err
 }
 
@@ -309,8 +310,8 @@ func TestFaults(t *testing.T) {
 					change(0)
 				}
 			}
-			if done = n < faulty; done != (err == nil) || done && n < 20 {
-				t.Errorf("power %t, operation %d of %d: got the error %v", power, faulty, n, err)
+			if done = n < faulty; done != (err == nil && s.warnings == 0) || done && n < 20 {
+				t.Errorf("power %t, operation %d of %d: got the error %v and %d warnings", power, faulty, n, err, s.warnings)
 			}
 			again := mustOpen(t, path)
 			for id, made := range s.counters {
@@ -354,6 +355,38 @@ func TestGroupCommit(t *testing.T) {
 	wg.Wait()
 	if s.Close(); syncs != 2 {
 		t.Errorf("got %d syncs for 10 changes, want 2", syncs)
+	}
+}
+
+// TestCompactionFails lets the first of two compactions fail.
+func TestCompactionFails(t *testing.T) {
+	disk, writes := new(testDisk), 0
+	path := filepath.Join(t.TempDir(), "PATH")
+	s, err := openStore(disk, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk.before = func(operation string) error {
+		if operation == "write" {
+			writes++
+		}
+		if writes == 2 {
+			return errors.New("no space")
+		}
+		return nil
+	}
+	s.pad = strings.Repeat("x", minGrowth+99)
+	for lines := range 2 {
+		_, wait := s.add(1)
+		if err := wait(); err != nil {
+			t.Error(err)
+		}
+		s.compaction.Wait()
+		text, _ := os.ReadFile(path)
+		_, err := os.Lstat(path + ".new")
+		if n := bytes.Count(text, []byte("Pad")); n != 1 || s.warnings != 1 || s.tail != nil || !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("change %d: got %d records, %d warnings, a new file: %v, want 1, 1 and none", lines, n, s.warnings, err)
+		}
 	}
 }
 
