@@ -52,9 +52,7 @@ func (w *Writer) flush() {
 	lines, dropped := w.pending, w.dropped
 	w.pending, w.dropped = nil, 0
 	w.mu.Unlock()
-	if len(lines) > 0 {
-		w.w.Write(lines)
-	}
+	w.w.Write(lines)
 	if dropped > 0 {
 		w.onDrop(dropped)
 	}

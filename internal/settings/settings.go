@@ -77,9 +77,7 @@ func readDotenv(prefix string, known map[string]bool) (values map[string]string,
 		return values, []error{fmt.Errorf(".env: %w", errors.Unwrap(err))}
 	}
 	vars, err := dotenv.Parse(string(text), prefix)
-	if err != nil {
-		errs = append(errs, err)
-	}
+	errs = append(errs, err)
 	for _, v := range vars {
 		if !known[v.Name] {
 			errs = append(errs, fmt.Errorf(".env line %d: unknown setting %s", v.Line, v.Name))
