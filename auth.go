@@ -31,7 +31,7 @@ func derive(password string, h phc.Hash, length int) []byte {
 var errMismatch = errors.New("wrong password")
 
 // passwords hashes and verifies passwords. Each hash takes the memory of its parameters and as many
-// cores as it has lanes, so callers of hash and verify acquire a slot of the queue first.
+// cores as it has lanes, so requests acquire a slot of the queue first.
 type passwords struct {
 	*admission.Queue
 	params phc.Params
@@ -125,12 +125,12 @@ func (t *tokens) issue(u user, s session, typ string, expiry int64) string {
 	return t.keys[0].sign(c.appendJSON(buf[:0]))
 }
 
-// verify returns the claims of a token that is valid now. It returns errTokenType if the only
-// fault of the token is that its type is not typ.
+// verify returns the claims of a token that is valid now. It returns errTokenType if the token is
+// valid except for its type, which is not typ.
 func (t *tokens) verify(token, typ string) (claims, error) {
 	payload, err := "", errSignature
 	for _, key := range t.keys {
-		if payload, err = key.open(token); !errors.Is(err, errSignature) {
+		if payload, err = key.verify(token); !errors.Is(err, errSignature) {
 			break
 		}
 	}
@@ -204,7 +204,7 @@ func (a *auth) login(ctx context.Context, client netip.Addr, address, password, 
 		if u.Disabled {
 			return errDisabled
 		}
-		u.begin(s, s.Created)
+		u.beginSession(s, s.Created)
 		return nil
 	})
 	return u, s, err
@@ -220,7 +220,7 @@ func (a *auth) changePassword(ctx context.Context, client netip.Addr, id identit
 		if !u.accepts(id.claims, now) {
 			return errInvalidToken
 		}
-		u.end(now, func(s session) bool { return s.ID != id.claims.session })
+		u.endSessions(now, func(s session) bool { return s.ID != id.claims.session })
 		u.Since = now
 		return nil
 	})
@@ -323,10 +323,10 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 	now := fresh.Created
 	u, err = a.users.update(ctx, c.subject, func(u *user) error {
 		s, v = session{}, rotate // A call before a conflict may have set them.
-		i := u.find(c.sessionID(), now)
+		i := u.sessionIndex(c.sessionID(), now)
 		if i < 0 && c.session == "" && c.id != "" && u.accepts(c, now) { // a token of the original
 			fresh.Expires, fresh.Adopted = int64(c.expiry), true
-			u.begin(fresh, now)
+			u.beginSession(fresh, now)
 			i = len(u.Sessions) - 1
 		}
 		if i < 0 {
@@ -349,7 +349,7 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 		case forgive:
 			s.Forgiven = now
 		case reuse:
-			u.end(now, func(other session) bool { return other.ID == s.ID })
+			u.endSessions(now, func(other session) bool { return other.ID == s.ID })
 			return nil
 		}
 		u.Sessions = slices.Clone(u.Sessions)
@@ -370,7 +370,7 @@ func (a *auth) logout(ctx context.Context, id identity, which string) error {
 		if which != "local" || own == "" {
 			u.Since = now
 		}
-		u.end(now, func(s session) bool { return which == "global" || (s.ID == own) == (which == "local") })
+		u.endSessions(now, func(s session) bool { return which == "global" || (s.ID == own) == (which == "local") })
 		return nil
 	})
 	return err
@@ -380,10 +380,10 @@ func (a *auth) logout(ctx context.Context, id identity, which string) error {
 func (a *auth) endSession(ctx context.Context, userID, sessionID string) error {
 	now := a.tokens.now().Unix()
 	_, err := a.users.update(ctx, userID, func(u *user) error {
-		if u.find(sessionID, now) < 0 {
+		if u.sessionIndex(sessionID, now) < 0 {
 			return errSessionNotFound
 		}
-		u.end(now, func(s session) bool { return s.ID == sessionID })
+		u.endSessions(now, func(s session) bool { return s.ID == sessionID })
 		return nil
 	})
 	return err
@@ -404,7 +404,7 @@ func (a *auth) revoke(ctx context.Context, token string) (userID string, err err
 		if userID = u.ID; c.session == "" {
 			u.Since = now
 		}
-		u.end(now, func(s session) bool { return s.ID == c.sessionID() })
+		u.endSessions(now, func(s session) bool { return s.ID == c.sessionID() })
 		return nil
 	})
 	if errors.Is(err, errUnknownUser) {
@@ -419,7 +419,7 @@ type identity struct {
 	claims claims
 }
 
-type identityKey struct{} // of the identity in a request's context
+type identityKey struct{} // context key of the identity
 
 // caller returns the identity that requireUser or requireScope put into the context of a request.
 func caller(ctx context.Context) identity {
@@ -439,7 +439,7 @@ func (a *auth) requireScope(scope string, next respond.HandlerFunc) respond.Hand
 		id, err := a.identify(r.Context(), r.Header)
 		switch {
 		case err != nil:
-		case scope != "" && !id.has(scope):
+		case scope != "" && !id.hasScope(scope):
 			w.Header().Set("WWW-Authenticate", challenge(scope, "insufficient_scope"))
 			return fmt.Errorf("user %s: %w", id.user.ID, missingScope(scope))
 		default:
@@ -463,8 +463,8 @@ func challenge(scope, code string) string {
 	return fmt.Sprintf("Bearer %serror=%q", scope, code)
 }
 
-// has reports whether the token has a scope and the stored user still has it.
-func (id identity) has(scope string) bool {
+// hasScope reports whether the token hasScope a scope and the stored user still hasScope it.
+func (id identity) hasScope(scope string) bool {
 	return slices.Contains(id.claims.scopes, scope) && slices.Contains(id.user.Scopes, scope)
 }
 

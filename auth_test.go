@@ -135,7 +135,7 @@ func (v jwsVector) check() error {
 	if err != nil {
 		return err
 	}
-	payload, err := newHMACKey(secret).open(v.Token)
+	payload, err := newHMACKey(secret).verify(v.Token)
 	if err != nil || v.Layer != "time" && v.Layer != "claims" {
 		return err
 	}
@@ -216,14 +216,14 @@ func TestTokenClaims(t *testing.T) {
 func TestTokenSegments(t *testing.T) {
 	key := newHMACKey([]byte(partsSecret))
 	checkRows(t, "segments.json", func(input string) error {
-		payload, err := key.open(signed(partsSecret, input))
+		payload, err := key.verify(signed(partsSecret, input))
 		if _, segment, _ := strings.Cut(input, "."); err == nil && b64(payload) != segment || err != nil && payload != "" {
 			t.Errorf("%q: got payload %q and %v, want the payload or an error", input, payload, err)
 		}
 		return err
 	})
 	for token, want := range map[string]error{"": errSegments, ".": errSegments, "..": errSignature, "...": errSegments} {
-		_, err := key.open(token)
+		_, err := key.verify(token)
 		equal(t, token, err, want)
 	}
 }
@@ -241,7 +241,7 @@ func TestTokenAltered(t *testing.T) {
 				if strings.Count(altered, ".") != 2 {
 					want = errSegments
 				}
-				if payload, err := key.open(altered); altered != token && (err != want || payload != "") {
+				if payload, err := key.verify(altered); altered != token && (err != want || payload != "") {
 					t.Errorf("%q: got payload %q and %v, want %v", altered, payload, err, want)
 				}
 			}
@@ -253,7 +253,7 @@ func TestTokenAltered(t *testing.T) {
 func TestTokenLength(t *testing.T) {
 	for n, want := range map[int]string{3011: "4096 bytes: accepted", 3012: "4097 bytes: token longer than 4096 bytes"} {
 		token := forge(plainHeader, strings.Repeat("x", n))
-		_, err := newHMACKey([]byte(partsSecret)).open(token)
+		_, err := newHMACKey([]byte(partsSecret)).verify(token)
 		equal(t, "token", fmt.Sprintf("%d bytes: %s", len(token), errText(err)), want)
 	}
 }
@@ -269,7 +269,7 @@ func TestSign(t *testing.T) {
 			for n := range 200 {
 				payload := strings.Repeat(string(rune('a'+i)), n)
 				token := key.sign([]byte(payload))
-				if got, err := key.open(token); got != payload || err != nil || token != forge(plainHeader, payload) {
+				if got, err := key.verify(token); got != payload || err != nil || token != forge(plainHeader, payload) {
 					t.Errorf("got token %s with %q and %v, want payload %q", token, got, err, payload)
 				}
 			}
@@ -293,7 +293,7 @@ func TestPreviousKeys(t *testing.T) {
 		_, err := tokens.verify(token, accessToken)
 		equal(t, token, errText(err), want)
 	}
-	_, err := newHMACKey([]byte(partsSecret)).open(tokens.issuePair(user{ID: "u1"}, session{}, "").AccessToken)
+	_, err := newHMACKey([]byte(partsSecret)).verify(tokens.issuePair(user{ID: "u1"}, session{}, "").AccessToken)
 	equal(t, "a new token with the current key", err, nil)
 }
 
@@ -323,7 +323,7 @@ func TestIssuePair(t *testing.T) {
 			{pair.AccessToken, "access", "1900", `}`},
 			{pair.RefreshToken, "refresh", "5000", `,"gen":12}`},
 		} {
-			payload, _ := tokens.keys[0].open(row.token)
+			payload, _ := tokens.keys[0].verify(row.token)
 			c, err := tokens.verify(row.token, row.typ)
 			want := fmt.Sprintf(`{"sub":"u1","scopes":%s,"type":%q,"jti":%q,"iat":1000,"exp":%s,"iss":"jwt-auth-api",`+
 				`"sid":"s1"%s`, list, row.typ, c.id, row.exp, row.end)
@@ -703,7 +703,7 @@ func TestLoginMeanwhile(t *testing.T) {
 		restore()
 		u, _ := s.users.byID(t.Context(), "u1")
 		equal(t, row.name, errText(err), row.want)
-		equal(t, row.name+", a session", u.find(begun.ID, 1500) >= 0, row.want == "accepted")
+		equal(t, row.name+", a session", u.sessionIndex(begun.ID, 1500) >= 0, row.want == "accepted")
 	}
 }
 
@@ -990,7 +990,7 @@ func TestBegin(t *testing.T) {
 		former := user{Sessions: slices.Clone(list)}
 		u := former
 		for range 2 { // as after a lost response of the store
-			u.begin(session{ID: "z", Expires: 9000}, 1500)
+			u.beginSession(session{ID: "z", Expires: 9000}, 1500)
 		}
 		want := strings.TrimSpace(strings.Replace(sessionIDs(former)+" z", row.ended, "", 1))
 		equal(t, row.name, fmt.Sprint(sessionIDs(u), u.Since), fmt.Sprint(want, row.since))
@@ -1371,8 +1371,8 @@ func TestNewServer(t *testing.T) {
 	} {
 		equal(t, "server", text(s), want)
 	}
-	_, err := other.tokens.keys[0].open(forge(plainHeader, ""))
-	_, err2 := other.tokens.keys[1].open(signed(oldSecret, b64(plainHeader)+"."))
+	_, err := other.tokens.keys[0].verify(forge(plainHeader, ""))
+	_, err2 := other.tokens.keys[1].verify(signed(oldSecret, b64(plainHeader)+"."))
 	equal(t, "keys", fmt.Sprint(err, err2, len(other.tokens.keys)), "<nil> <nil> 2")
 }
 
@@ -1410,12 +1410,12 @@ func FuzzTokenVerify(f *testing.F) {
 	key := newHMACKey([]byte(partsSecret))
 	f.Fuzz(func(t *testing.T, input, payload string) {
 		for _, token := range []string{input, signed(partsSecret, input)} {
-			if payload, err := key.open(token); err == nil {
+			if payload, err := key.verify(token); err == nil {
 				checkOpened(t, token, payload)
 			}
 		}
 		token := forge(plainHeader, payload)
-		if got, err := key.open(token); len(token) <= 4096 && (err != nil || got != payload) {
+		if got, err := key.verify(token); len(token) <= 4096 && (err != nil || got != payload) {
 			t.Fatalf("got %q and %v, want %q", got, err, payload)
 		}
 		if c, err := parseClaims(payload); err == nil {

@@ -758,7 +758,7 @@ func TestBusy(t *testing.T) {
 func (s *liveServer) begin(t *testing.T, id string) tokenPair {
 	t.Helper()
 	begun := newSession(newUUID(), "", s.tokens.now(), s.tokens.refreshTTL)
-	u, err := s.users.update(t.Context(), id, func(u *user) error { u.begin(begun, begun.Created); return nil })
+	u, err := s.users.update(t.Context(), id, func(u *user) error { u.beginSession(begun, begun.Created); return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1036,7 +1036,7 @@ func TestRun(t *testing.T) {
 		logged        string // a regular expression
 	}{
 		{"no fault", nil, append(runEnviron, "APP_NAME=hunter2"), "", "<nil>",
-			`.*level=WARN msg="unknown setting APP_NAME"\n.*msg=listening addr=127\.0\.0\.1:\d+\n.*msg="shutting down"\n`},
+			`.*level=WARN msg="suspicious setting" reason="unknown setting APP_NAME"\n.*msg=listening addr=127\.0\.0\.1:\d+\n.*msg="shutting down"\n`},
 		{"a log in JSON", nil, append(runEnviron, "APP_LOG=json"), "", "<nil>", `{.*"listening".*}\n{.*"shutting down".*}\n`},
 		{"an argument", []string{"-port=80"}, runEnviron, "",
 			"unexpected argument; settings are environment variables, see README.md", ""},

@@ -390,6 +390,7 @@ func (s *server) pathUser(next userHandler) handler {
 	}
 }
 
+// getUser responds with a user.
 func (s *server) getUser(w http.ResponseWriter, r *http.Request, u user) error {
 	return respond.JSON(w, http.StatusOK, viewOf(u))
 }
@@ -437,6 +438,7 @@ func (s *server) patchUser(w http.ResponseWriter, r *http.Request, u user) error
 	return respond.JSON(w, http.StatusOK, viewOf(u))
 }
 
+// deleteUser deletes a user.
 func (s *server) deleteUser(w http.ResponseWriter, r *http.Request, u user) error {
 	if _, err := s.users.update(r.Context(), u.ID, func(u *user) error { u.Deleted = true; return nil }); err != nil {
 		return err

@@ -64,8 +64,8 @@ func newHMACKey(secret []byte) *hmacKey {
 	return &hmacKey{sync.Pool{New: func() any { return &keyedMAC{hash: hmac.New(sha256.New, secret)} }}}
 }
 
-// seal appends a dot and the encoded MAC of m.buf to m.buf.
-func (m *keyedMAC) seal() {
+// appendMAC appends a dot and the encoded MAC of m.buf to m.buf.
+func (m *keyedMAC) appendMAC() {
 	m.hash.Reset()
 	m.hash.Write(m.buf)
 	m.buf = base64url.AppendEncode(append(m.buf, '.'), m.hash.Sum(m.sum[:0]))
@@ -76,15 +76,15 @@ func (k *hmacKey) sign(payload []byte) string {
 	m := k.pool.Get().(*keyedMAC)
 	defer k.pool.Put(m)
 	m.buf = base64url.AppendEncode(append(m.buf[:0], encodedHeader+"."...), payload)
-	m.seal()
+	m.appendMAC()
 	return string(m.buf)
 }
 
-// open returns the payload of a token signed with k.
+// verify returns the payload of a token signed with k.
 //
 // The MAC comes first: nothing is decoded or parsed until it is valid. It is compared in its
 // encoded form with the 43 characters that sign would write, so a signature has one spelling.
-func (k *hmacKey) open(token string) (string, error) {
+func (k *hmacKey) verify(token string) (string, error) {
 	if len(token) > maxTokenLen {
 		return "", errTokenTooLong
 	}
@@ -97,7 +97,7 @@ func (k *hmacKey) open(token string) (string, error) {
 	defer k.pool.Put(m)
 	input := token[:len(token)-len(mac)-1]
 	m.buf = append(m.buf[:0], input...)
-	m.seal()
+	m.appendMAC()
 	if !hmac.Equal(m.buf[len(input)+1:], []byte(mac)) {
 		return "", errSignature
 	}

@@ -63,7 +63,7 @@ func run(ctx context.Context, args, environ []string, stderr io.Writer) error {
 	defer lines.Close()
 	log = newLogger(cfg.logFormat, lines)
 	for _, warning := range warnings {
-		log.Warn(warning)
+		log.Warn("suspicious setting", "reason", warning)
 	}
 	if err != nil {
 		return err
@@ -202,8 +202,8 @@ type config struct {
 	argon2          phc.Params
 	hashes          int // maximum of concurrent hashes
 	throttle        bool
-	storePath       string   // of the file, if it is the store
-	storeURLs       []string // of etcd, if it is the store
+	storePath       string   // path of the file; empty for other stores
+	storeURLs       []string // endpoints of etcd; nil for other stores
 	storePrefix     string
 	storeUser       string
 	storePassword   secret
@@ -223,7 +223,7 @@ func (cfg *config) settings() []settings.Setting {
 		{Name: "APP_ACCESS_TTL_MINUTES", Default: "15", Parse: settings.Int(&cfg.accessMinutes, 1, 365*24*60)},
 		{Name: "APP_REFRESH_TTL_DAYS", Default: "7", Parse: settings.Int(&cfg.refreshDays, 1, 3650)},
 		{Name: "APP_ADDR", Default: "127.0.0.1:8000", Parse: cfg.parseAddr},
-		{Name: "APP_ADMIN_EMAIL", Default: "admin@example.com", Parse: cfg.parseAdminEmail, Empty: true},
+		{Name: "APP_ADMIN_EMAIL", Default: "admin@example.com", Parse: cfg.parseAdminEmail, AllowEmpty: true},
 		{Name: "APP_ADMIN_PASSWORD", Default: documentedPassword, Parse: cfg.parseAdminPassword, Secret: true},
 		{Name: "APP_ARGON2", Default: "m=65536,t=3,p=4", Parse: cfg.parseArgon2},
 		{Name: "APP_STORE", Default: "memory", Parse: cfg.parseStore},

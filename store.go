@@ -22,9 +22,9 @@ import (
 	"jwt-auth-api/internal/journal"
 )
 
-// A store makes changes last. The maps of users serve all lookups, whatever the store.
+// A store makes changes durable. The maps of users serve all lookups, whatever the store.
 type store interface {
-	// commit makes a change last and applies it. It returns errEmailTaken, errLastAdmin, or
+	// commit makes a change durable and applies it. It returns errEmailTaken, errLastAdmin, or
 	// errConflict if the record has another version than the one that the change was made from, or
 	// errUnavailable.
 	commit(ctx context.Context, c change) error
@@ -37,7 +37,7 @@ type store interface {
 	// check returns errUnavailable if the maps may lack changes of other replicas.
 	check() error
 
-	// close makes pending changes last.
+	// close completes the pending changes.
 	close() error
 }
 

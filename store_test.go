@@ -338,7 +338,7 @@ func TestBrokenStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	begun := newSession("s1", "", s.now(), time.Hour)
-	s.users.update(t.Context(), admin.ID, func(u *user) error { u.begin(begun, begun.Created); return nil })
+	s.users.update(t.Context(), admin.ID, func(u *user) error { u.beginSession(begun, begun.Created); return nil })
 	pair := s.tokens.issuePair(admin, begun, "")
 	working := s.users.store
 	const admins = "username=admin@example.com&password="

@@ -95,28 +95,28 @@ func newSession(id, userAgent string, now time.Time, ttl time.Duration) session 
 // lastUsed returns the time of the last login or refresh.
 func (s session) lastUsed() int64 { return max(s.Created, s.Rotated, s.Forgiven) }
 
-// find returns the index of the unexpired session with an id, or -1.
-func (u *user) find(id string, now int64) int {
+// sessionIndex returns the index of the unexpired session with an id, or -1.
+func (u *user) sessionIndex(id string, now int64) int {
 	return slices.IndexFunc(u.Sessions, func(s session) bool { return s.ID == id && s.Expires > now })
 }
 
-// begin adds a session, unless it has begun. If there are too many, it ends the least recently used
-// one.
-func (u *user) begin(s session, now int64) {
-	u.end(now, func(session) bool { return false })
-	if u.find(s.ID, now) >= 0 {
+// beginSession adds a session, unless it has begun. If there are too many, it ends the least
+// recently used one.
+func (u *user) beginSession(s session, now int64) {
+	u.endSessions(now, func(session) bool { return false })
+	if u.sessionIndex(s.ID, now) >= 0 {
 		return
 	}
 	if len(u.Sessions) >= maxSessions {
 		oldest := slices.MinFunc(u.Sessions, func(a, b session) int { return cmp.Compare(a.lastUsed(), b.lastUsed()) })
-		u.end(now, func(s session) bool { return s.ID == oldest.ID })
+		u.endSessions(now, func(s session) bool { return s.ID == oldest.ID })
 	}
 	u.Sessions = append(u.Sessions, s)
 }
 
-// end removes the sessions that match, and those that have expired. If a matching one began with a
-// token of the original, since becomes now, so that the token does not begin it again.
-func (u *user) end(now int64, match func(session) bool) {
+// endSessions removes the sessions that match, and those that have expired. If a matching one began
+// with a token of the original, since becomes now, so that the token does not begin it again.
+func (u *user) endSessions(now int64, match func(session) bool) {
 	u.Sessions = slices.DeleteFunc(slices.Clone(u.Sessions), func(s session) bool {
 		ends := s.Expires > now && match(s)
 		if ends && s.Adopted {
@@ -129,7 +129,7 @@ func (u *user) end(now int64, match func(session) bool) {
 // accepts reports whether the record allows a valid token: its session exists or, if it is a token
 // of the original, it was issued after since.
 func (u *user) accepts(c claims, now int64) bool {
-	if u.find(c.sessionID(), now) >= 0 {
+	if u.sessionIndex(c.sessionID(), now) >= 0 {
 		return true
 	}
 	return c.session == "" && !u.Disabled && (u.Since == 0 || c.issuedAt > float64(u.Since))
@@ -235,6 +235,7 @@ func (s *users) refetch(ctx context.Context, id, emailKey string) (user, error) 
 	return s.lookup(id, emailKey)
 }
 
+// lookup returns the user with an id or, if that is empty, with an email key, from the maps only.
 func (s *users) lookup(id, emailKey string) (user, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -300,7 +301,7 @@ func (s *users) add(ctx context.Context, u user) error {
 
 var (
 	errConflict  = errors.New("the record has changed")
-	errUnchanged = errors.New("nothing is to be written")
+	errUnchanged = errors.New("nothing to write")
 	errNoWait    = errors.New("the change may be lost in a crash")
 )
 
@@ -335,7 +336,7 @@ func (s *users) update(ctx context.Context, id string, modify func(*user) error)
 	}
 }
 
-// A change is the record of a user as it is to be.
+// A change is the new record of a user.
 type change struct {
 	user   user
 	base   int64 // version that it was made from; 0: the id and the email must be unused

@@ -67,7 +67,7 @@ func (in *Input) Err() error {
 	faults := slices.Clone(in.faults)
 	for name := range in.duplicates {
 		if !in.faulty(name) {
-			faults = append(faults, Fault{"value_error", []any{in.place}, givenTwice, nil})
+			faults = append(faults, Fault{"value_error", []any{in.place}, duplicate, nil})
 		}
 	}
 	if faults == nil {
@@ -76,7 +76,7 @@ func (in *Input) Err() error {
 	return faults
 }
 
-const givenTwice = "Parameter given twice"
+const duplicate = "Parameter given twice"
 
 // Fault adds a fault of a field, unless the field has one. The name is the caller's, never one that
 // only the client uses.
@@ -100,7 +100,7 @@ func (in *Input) check(ok bool, typ, name, msg string, ctx map[string]any) {
 // take returns the value of a field that must be given, and given once.
 func (in *Input) take(name string) strictjson.Value {
 	in.check(in.Has(name), "missing", name, "Field required", nil)
-	in.check(!in.duplicates[name], "value_error", name, givenTwice, nil)
+	in.check(!in.duplicates[name], "value_error", name, duplicate, nil)
 	return in.values[name]
 }
 

@@ -28,11 +28,11 @@ import (
 
 // A Setting is one variable. Unless it is secret, white space around its value is ignored.
 type Setting struct {
-	Name    string
-	Default string
-	Parse   func(text string) error
-	Secret  bool // may be in a file whose path is in the variable with _FILE appended to Name
-	Empty   bool // whether an empty value replaces the default
+	Name       string
+	Default    string
+	Parse      func(text string) error
+	Secret     bool // may be in a file whose path is in the variable with _FILE appended to Name
+	AllowEmpty bool // whether an empty value replaces the default
 }
 
 // Load parses the values of all settings. A variable that begins with prefix and is unknown is an
@@ -107,7 +107,7 @@ func (s Setting) value(values map[string]string) (string, error) {
 	case !s.Secret:
 		text = strings.TrimSpace(text)
 	}
-	if text == "" && !(given && s.Empty) {
+	if text == "" && !(given && s.AllowEmpty) {
 		text = s.Default
 	}
 	return text, nil

@@ -32,7 +32,7 @@ func load(t *testing.T, dotenv string, environ ...string) (got, warnings []strin
 	warnings, err = Load(environ, "APP_", []Setting{
 		{Name: "APP_NAME", Default: "Aa", Parse: store},
 		{Name: "APP_SECRET", Default: "Bb", Parse: store, Secret: true},
-		{Name: "APP_NONE", Default: "Cc", Parse: store, Empty: true},
+		{Name: "APP_NONE", Default: "Cc", Parse: store, AllowEmpty: true},
 		{Name: "APP_SWITCH", Default: "off", Parse: Switch(&on)},
 	})
 	return append(got, fmt.Sprint(on)), warnings, err

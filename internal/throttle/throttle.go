@@ -3,11 +3,11 @@
 // NIST SP 800-63B-4 section 3.2.2 allows at most 100 consecutive failures on an account. A lock
 // would let an attacker lock out the owner. Here, failures lead to waits instead:
 //
-//   - A client has 10 failures in a row on an account. After that it waits before each attempt,
+//   - A client may fail 10 times in a row on an account. After that it waits before each attempt,
 //     1 second at first, twice as long after each failure, and 5 minutes at most.
 //   - After 100 failures in a row on an account, by any clients, each client that has failed there
 //     waits 5 seconds between its attempts. The owner's client has not, and is not delayed.
-//   - A client has 50 failures over all accounts, and gains one more every 18 seconds.
+//   - A client may fail 50 times over all accounts, and once more every 18 seconds.
 //
 // Failures are forgotten after 15 minutes without another one.
 package throttle
@@ -39,7 +39,7 @@ const (
 type Throttle struct {
 	now func() time.Time
 
-	mu      sync.Mutex // guards the field below
+	mu      sync.Mutex // protects the field below
 	records map[key]record
 }
 
