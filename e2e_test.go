@@ -1615,8 +1615,8 @@ func processorTime(pid int) (ticks float64) {
 	return ticks
 }
 
-// BenchmarkServe has 32 clients send GET /me over loopback, by turns to the program with its log in a
-// file and to a server of net/http with a constant response, each in a process. It reports the
+// BenchmarkServe has 32 clients send GET /me over loopback, by turns to the program with its log in
+// a file and to a server of net/http with a constant response, each in a process. It reports the
 // processor time of the program as a multiple of that of the other.
 func BenchmarkServe(b *testing.B) {
 	var urls [2]string

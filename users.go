@@ -306,9 +306,10 @@ var (
 )
 
 // update calls modify with a copy of the record of the user with an id, and commits the result. If
-// the record has changed meanwhile, it starts again, so modify must be idempotent. If modify returns
-// errUnchanged, update writes nothing. If it returns errNoWait, update does not wait until the
-// change is safe. It returns other errors of modify. modify must not change the id or the email.
+// the record has changed meanwhile, it starts again, so modify must be idempotent. If modify
+// returns errUnchanged, update writes nothing. If it returns errNoWait, update does not wait until
+// the change is safe. It returns other errors of modify. modify must not change the id or the
+// email.
 func (s *users) update(ctx context.Context, id string, modify func(*user) error) (user, error) {
 	for {
 		u, err := s.byID(ctx, id)
@@ -343,9 +344,9 @@ type change struct {
 	noWait bool
 }
 
-// applyChange checks a change and applies it. Both share one lock, so exactly one of several concurrent
-// changes to a record succeeds. It returns errEmailTaken, errLastAdmin if no other admin would be
-// left, or errConflict if the record has another version. It is called with mu held.
+// applyChange checks a change and applies it. Both share one lock, so exactly one of several
+// concurrent changes to a record succeeds. It returns errEmailTaken, errLastAdmin if no other admin
+// would be left, or errConflict if the record has another version. It is called with mu held.
 func (s *users) applyChange(c change) error {
 	if c.base == 0 {
 		_, idTaken := s.ids[c.user.ID]

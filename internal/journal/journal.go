@@ -61,8 +61,8 @@ type Journal struct {
 // Open opens or creates the journal at path and locks it. It calls replay with the records of each
 // line in order, a JSON array that may be empty and is valid during the call. Then it compacts the
 // file. It calls warn if it drops an incomplete line, or if the end of the snapshot is missing, and
-// later if a compaction fails. It returns an error if the file is damaged, is no regular file, or is
-// in use by another process.
+// later if a compaction fails. It returns an error if the file is damaged, is no regular file, or
+// is in use by another process.
 //
 // A compaction calls snapshot for all current records. The journal holds no lock meanwhile. One
 // goroutine compacts the file when it exceeds twice its size after the last compaction plus 1 MiB.

@@ -127,8 +127,9 @@ type StatusError int
 
 func (e StatusError) Error() string { return http.StatusText(int(e)) }
 
-// CORS lets pages of the origins read responses (https://fetch.spec.whatwg.org/#http-cors-protocol).
-// The origin * matches every origin. The handler of OPTIONS calls [Preflight] for the rest of a preflight response.
+// CORS lets pages of the origins read responses
+// (https://fetch.spec.whatwg.org/#http-cors-protocol). The origin * matches every origin. The
+// handler of OPTIONS calls [Preflight] for the rest of a preflight response.
 func CORS(next http.Handler, origins []string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin := r.Header.Get("Origin")

@@ -43,9 +43,9 @@ func New(t testing.TB) *Server {
 }
 
 // Fault sets a function that is called before each call and, with executed, after each transaction.
-// If it returns true, the connection is closed. A call is text: "range KEY", "txn KEY KEY " with the
-// keys that it would change, or "watch ". The function may use the Server. If it is nil, all calls
-// succeed.
+// If it returns true, the connection is closed. A call is text: "range KEY", "txn KEY KEY " with
+// the keys that it would change, or "watch ". The function may use the Server. If it is nil, all
+// calls succeed.
 func (s *Server) Fault(fault func(call string, executed bool) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
