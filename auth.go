@@ -99,11 +99,9 @@ func (t *tokens) issuePair(u user, s session, asked string) tokenPair {
 		TokenType:    "bearer",
 		ExpiresIn:    expiry - now,
 	}
-	scopes := strings.Fields(asked)
-	slices.Sort(scopes)
+	scopes := slices.Sorted(strings.FieldsSeq(asked))
 	if len(scopes) > 0 && !slices.Equal(slices.Compact(scopes), slices.Sorted(slices.Values(u.Scopes))) {
-		granted := strings.Join(u.Scopes, " ")
-		pair.Scope = &granted
+		pair.Scope = new(strings.Join(u.Scopes, " "))
 	}
 	return pair
 }

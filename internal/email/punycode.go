@@ -21,7 +21,7 @@ func decodeDomain(domain string) string {
 		if parts == nil || len(l) > maxLabel {
 			continue
 		}
-		if s, ok := decode(parts[1], parts[2]); ok && strings.Map(lower, s) == s {
+		if s := decode(parts[1], parts[2]); s != "" && strings.Map(lower, s) == s {
 			labels[i] = s
 		}
 	}
@@ -29,9 +29,9 @@ func decodeDomain(domain string) string {
 }
 
 // decode is the Punycode decoder of RFC 3492 section 6.2. It inserts the characters of deltas into
-// basic, and reports whether deltas is valid. No two inputs decode to the same string, because a
+// basic, or returns "" if deltas is invalid. No two inputs decode to the same string, because a
 // delta has one spelling in digits, and insertions are in order of code point and position.
-func decode(basic, deltas string) (string, bool) {
+func decode(basic, deltas string) string {
 	const digits = "abcdefghijklmnopqrstuvwxyz0123456789"
 	const maxDelta = unicode.MaxRune * maxLabel // more is no character, and could overflow
 	output := []rune(basic)
@@ -40,12 +40,12 @@ func decode(basic, deltas string) (string, bool) {
 		start, weight := i, int64(1)
 		for k := int64(36); ; k += 36 {
 			if deltas == "" {
-				return "", false
+				return ""
 			}
 			digit := int64(strings.IndexByte(digits, deltas[0]))
 			deltas = deltas[1:]
 			if i += digit * weight; i > maxDelta {
-				return "", false
+				return ""
 			}
 			threshold := min(max(k-bias, 1), 26)
 			if digit < threshold {
@@ -57,12 +57,12 @@ func decode(basic, deltas string) (string, bool) {
 		bias = adapt(i-start, size, start == 0)
 		n += i / size
 		if !utf8.ValidRune(rune(n)) {
-			return "", false
+			return ""
 		}
 		output = slices.Insert(output, int(i%size), rune(n))
 		i = i%size + 1
 	}
-	return string(output), true
+	return string(output)
 }
 
 // adapt returns the bias for the next delta (RFC 3492 section 6.1).
