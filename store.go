@@ -180,7 +180,7 @@ func openEtcd(s *users, cfg etcd.Config, prefix string, log *slog.Logger, onLoad
 
 // follow loads the records, and applies changes until that is no longer possible.
 func (e *etcdStore) follow(ctx context.Context, onLoad func(context.Context) error) error {
-	client, begun := e.client.Load().Renew(), time.Now()
+	client := e.client.Load().Renew()
 	revision, err := e.load(ctx, client)
 	if err == nil {
 		err = onLoad(ctx)
@@ -190,7 +190,6 @@ func (e *etcdStore) follow(ctx context.Context, onLoad func(context.Context) err
 	}
 	e.log.Info("records loaded")
 	e.reason = ""
-	e.seen.Store(begun.UnixNano())
 	begin, end := etcd.Prefix(e.prefix)
 	return client.Watch(ctx, begin, end, revision+1, watchTimeout, e.changed)
 }
@@ -290,10 +289,15 @@ func (e *etcdStore) applyFrom(client *etcd.Client, u user) {
 
 // beat writes heartbeats until ctx is done.
 func (e *etcdStore) beat(ctx context.Context) {
-	txn := etcd.Txn{Compare: map[string]int64{e.prefix: 0}} // a key that never exists
-	for ; ctx.Err() == nil; time.Sleep(heartbeat) {
+	txn := etcd.Txn{Compare: map[string]int64{e.prefix + "\x00": 0}} // a key that never exists
+	for reason := ""; ctx.Err() == nil; time.Sleep(heartbeat) {
 		txn.Put = map[string][]byte{e.prefix + "b": []byte(e.replica + time.Now().UTC().Format(time.RFC3339Nano))}
-		e.client.Load().Commit(ctx, txn) // A failure is seen as a missing heartbeat.
+		_, err := e.client.Load().Commit(ctx, txn)
+		text := fmt.Sprint(err)
+		if err != nil && text != reason && ctx.Err() == nil {
+			e.log.Warn("heartbeat failed", "reason", err)
+		}
+		reason = text
 	}
 }
 

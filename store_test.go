@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"net/http"
 	"net/http/httptest"
@@ -252,6 +254,7 @@ func TestNewCluster(t *testing.T) {
 		Compare: map[string]int64{"jwt-auth-api/": 0}, Delete: []string{"jwt-auth-api/u/u9"}})
 	equal(t, "a key that is deleted by hand", err, nil)
 	await(t, "deletion", func() bool { _, err := b.users.lookup("u9", ""); return err == errUnknownUser })
+	etcd.Put("jwt-auth-api/", "the heartbeat of a service with the prefix jwt-auth-api without b")
 	heartbeats(t, b)
 }
 
@@ -296,6 +299,11 @@ func TestEtcdDown(t *testing.T) {
 	defer cancel()
 	err := s.users.add(ctx, user{ID: "u1", Email: "u1@example.com"})
 	equal(t, "a change", errors.Is(err, errUnavailable), true)
+	etcd.Fault(func(call string, _ bool) bool { return strings.HasPrefix(call, "txn jwt-auth-api/b") })
+	reader := startServer(t, "APP_STORE=etcd:"+etcd.URL)
+	defer func() { reader.users.store.close() }()
+	await(t, "load", func() bool { return strings.Contains(reader.textLog.String(), "records loaded") })
+	equal(t, "a replica that cannot write", errors.Is(reader.users.store.check(), errUnavailable), true)
 }
 
 // TestHeartbeat checks heartbeats of several times.
@@ -312,6 +320,21 @@ func TestHeartbeat(t *testing.T) {
 	equal(t, "the heartbeat of another replica", other.seen.Load(), 0)
 	other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte("1 2026-11-24T12:00:01Z")}})
 	equal(t, "its own heartbeat", other.seen.Load(), 1795521601e9)
+
+	var log bytes.Buffer
+	ctx, cancel := context.WithCancel(t.Context())
+	n := 0
+	full := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if n++; n == 3 {
+			cancel()
+		}
+		http.Error(w, `{"code":8,"message":"database space exceeded"}`, http.StatusTooManyRequests)
+	}))
+	defer full.Close()
+	other.log = slog.New(slog.NewTextHandler(&log, nil))
+	other.client.Store(client.New(client.Config{URLs: []string{full.URL}}))
+	other.beat(ctx)
+	equal(t, "lines about a full database", strings.Count(log.String(), "heartbeat failed"), 1)
 }
 
 // A brokenStore does not respond.

@@ -49,7 +49,7 @@ type Client struct {
 	cfg       Config
 	transport http.RoundTripper
 	endpoint  atomic.Int64 // number of the endpoint in use, modulo the number of endpoints
-	failing   atomic.Bool  // whether no endpoint has responded since the last warning
+	failing   atomic.Bool  // whether no request has succeeded since the last warning
 	cluster   atomic.Value // ID of the cluster, a string
 	revision  atomic.Int64 // latest revision seen
 	token     atomic.Value // token of the last login, a string

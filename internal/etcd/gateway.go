@@ -114,9 +114,11 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, path string, r
 // so, it makes the next endpoint the one in use, unless another call has done that.
 func (c *Client) failed(n int64, err error) bool {
 	e, ok := errors.AsType[*Error](err)
-	final := ok && e.Status < 500 && e.Code != canceled || errors.Is(err, ErrCompacted) || errors.Is(err, ErrCluster)
-	if err == nil || final {
+	final := ok && e.Status < 500 && e.Code != 0 && e.Code != canceled || errors.Is(err, ErrCompacted) || errors.Is(err, ErrCluster)
+	if err == nil {
 		c.failing.Store(false)
+	}
+	if err == nil || final {
 		return false
 	}
 	if c.endpoint.CompareAndSwap(n, n+1) && !c.failing.Swap(true) {
