@@ -171,7 +171,7 @@ func (c *cluster) demotions() {
 	want(c.t, "promotion", setScopes(0, tokens[last], "admin-0", "me", "admin"), 200)
 }
 
-// faults has each fault happen once. A short run has those that name a part of the setup.
+// faults injects each fault once. A short run injects those whose short is part of the setup.
 func (l *load) faults(setup string) {
 	const settle = time.Second / 2
 	var n *node // the leader
@@ -192,7 +192,7 @@ func (l *load) faults(setup string) {
 		{"all nodes are killed", "current", all, nil,
 			func() { signal(syscall.SIGKILL, l.nodes...); time.Sleep(settle); l.start(l.nodes...) }},
 		{"a new user of etcd invalidates all tokens", "TLS", nil, nil,
-			func() { l.ask("/v3/auth/user/add", object{"name": rand.Text(), "password": "secret"}) }},
+			func() { l.gateway("/v3/auth/user/add", object{"name": rand.Text(), "password": "secret"}) }},
 		{"a replica is killed", "current", nil, []int{1}, func() {
 			l.replicas[1].Kill()
 			l.recovered(0, 2)
@@ -242,8 +242,8 @@ func (l *load) cutOff() {
 	writes.Wait()
 	want(l.t, "/me while cut off", get(url+"/me", token), 200)
 	want(l.t, "list of users while cut off", get(url+"/admin/users", admin), 503)
-	revision := l.ask("/v3/kv/range", object{"key": []byte("a")}).Header.Revision
-	l.ask("/v3/kv/compaction", object{"revision": revision, "physical": true})
+	revision := l.gateway("/v3/kv/range", object{"key": []byte("a")}).Header.Revision
+	l.gateway("/v3/kv/compaction", object{"revision": revision, "physical": true})
 	l.recovered(0, 1)
 	fresh := l.cluster.register(0, rand.Text()+"@example.com").Access
 	signal(syscall.SIGCONT, l.proxies...)

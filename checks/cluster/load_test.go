@@ -16,7 +16,7 @@ import (
 	"jwt-auth-api/checks/service"
 )
 
-// An operation is the input of one in the history. The state of its key is a number: of an email 1
+// An operation is the input of an entry of the history. The state of its key is a number: of an email 1
 // if it is registered, of a password which one it is, of a session its generation or -1 if it has
 // ended.
 type operation struct {
@@ -24,8 +24,8 @@ type operation struct {
 	arg, next int
 }
 
-// A result is the output of an operation. The status is 0 if the operation may have been done or
-// not, or may still be.
+// A result is the output of an operation. The status is 0 if the operation may or may not have been
+// executed, or may still be.
 type result struct{ status, gen int }
 
 // model is one key of a service with one replica that never fails.
@@ -66,7 +66,7 @@ func step(state int, op operation) (result, int) {
 	return result{200, op.arg + 1}, op.arg + 1
 }
 
-// A load is nine clients, three at each replica, and the history of what they did. Those of one
+// A load is nine clients, three at each replica, and the history of their requests. Those of one
 // kind use the same emails, the same password or the same session, so they compete.
 type load struct {
 	*cluster

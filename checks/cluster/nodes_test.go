@@ -44,13 +44,13 @@ var currentEtcd = sync.OnceValue(func() string {
 // A cluster is three nodes of etcd, and three replicas of the service.
 type cluster struct {
 	t        testing.TB
-	path     string   // of etcd
-	args     []string // additional ones of the nodes
+	path     string   // path of etcd's binary
+	args     []string // additional arguments of the nodes
 	secure   bool     // etcd requires authentication
 	nodes    []*node
 	proxies  []*node
 	replicas [3]*service.Process
-	urls     []string    // of the replicas
+	urls     []string    // URLs of the replicas
 	stores   [3][]string // URLs of the nodes, for each replica
 	env      []string    // additional settings of the replicas
 }
@@ -154,8 +154,8 @@ func (c *cluster) ready() {
 	}
 }
 
-// ask sends a request to the gateway of the first node that accepts it.
-func (c *cluster) ask(path string, body object) (r reply) {
+// gateway sends a request to the JSON gateway of the first node that accepts it.
+func (c *cluster) gateway(path string, body object) (r reply) {
 	c.t.Helper()
 	await(c.t, 20*time.Second, path, func() bool {
 		return slices.ContainsFunc(c.nodes, func(n *node) bool {
@@ -174,13 +174,13 @@ func (c *cluster) ask(path string, body object) (r reply) {
 // prefix.
 func (c *cluster) requireAuthentication() {
 	keys := object{"permType": "READWRITE", "key": []byte("app/"), "range_end": []byte("app0")}
-	c.ask("/v3/auth/role/add", object{"name": "app"})
-	c.ask("/v3/auth/role/grant", object{"name": "app", "perm": keys})
+	c.gateway("/v3/auth/role/add", object{"name": "app"})
+	c.gateway("/v3/auth/role/grant", object{"name": "app", "perm": keys})
 	for _, name := range []string{"root", "app"} {
-		c.ask("/v3/auth/user/add", object{"name": name, "password": "secret"})
-		c.ask("/v3/auth/user/grant", object{"user": name, "role": name})
+		c.gateway("/v3/auth/user/add", object{"name": name, "password": "secret"})
+		c.gateway("/v3/auth/user/grant", object{"user": name, "role": name})
 	}
-	c.ask("/v3/auth/enable", object{})
+	c.gateway("/v3/auth/enable", object{})
 	c.secure = true
 }
 
@@ -199,12 +199,12 @@ func (c *cluster) leader() (leader *node) {
 
 // replace gives a node that has lost its disk a new place in the cluster.
 func (c *cluster) replace(n *node) {
-	for _, m := range c.ask("/v3/cluster/member/list", object{}).Members {
+	for _, m := range c.gateway("/v3/cluster/member/list", object{}).Members {
 		if m.Name == n.name {
-			c.ask("/v3/cluster/member/remove", object{"ID": m.ID})
+			c.gateway("/v3/cluster/member/remove", object{"ID": m.ID})
 		}
 	}
-	c.ask("/v3/cluster/member/add", object{"peerURLs": []string{n.peer}})
+	c.gateway("/v3/cluster/member/add", object{"peerURLs": []string{n.peer}})
 	n.state = "existing"
 	c.start(n)
 }
@@ -216,8 +216,9 @@ func (c *cluster) proxy(replica int) {
 		scheme, target, _ := strings.Cut(url, "//")
 		addr := freeAddr()
 		c.stores[replica][i] = scheme + "//" + addr
-		c.proxies = append(c.proxies, &node{})
-		c.runNode(c.proxies[i], "gateway", "start", "--listen-addr", addr, "--endpoints", target, "--retry-delay", "100ms")
+		n := &node{}
+		c.proxies = append(c.proxies, n)
+		c.runNode(n, "gateway", "start", "--listen-addr", addr, "--endpoints", target, "--retry-delay", "100ms")
 	}
 }
 
@@ -226,8 +227,7 @@ const secret = "0123456789abcdef0123456789abcdef"
 // run runs a replica.
 func (c *cluster) run(i int, env ...string) {
 	c.replicas[i] = service.Run(c.t, slices.Concat([]string{"APP_JWT_SECRET=" + secret, "APP_ARGON2=m=19456,t=2,p=1",
-		"APP_THROTTLE=off", "APP_ACCESS_TTL_MINUTES=1440", "APP_STORE=etcd:" + strings.Join(c.stores[i], ","),
-		"CLUSTER=" + c.nodes[0].peer},
+		"APP_THROTTLE=off", "APP_ACCESS_TTL_MINUTES=1440", "APP_STORE=etcd:" + strings.Join(c.stores[i], ",")},
 		c.env, env)...)
 }
 
@@ -240,13 +240,11 @@ func (c *cluster) healthy(i int, within time.Duration) {
 
 // peak returns the most memory that one of the replicas has taken, in MiB.
 func (c *cluster) peak() (mib int) {
-	for _, path := range must(filepath.Glob("/proc/[0-9]*/environ")) {
-		if env, _ := os.ReadFile(path); bytes.Contains(env, []byte("CLUSTER="+c.nodes[0].peer)) {
-			_, text, _ := strings.Cut(string(must(os.ReadFile(filepath.Dir(path)+"/status"))), "VmHWM:")
-			kib := 0
-			must(fmt.Sscan(text, &kib))
-			mib = max(mib, kib/1024)
-		}
+	for _, p := range c.replicas {
+		_, text, _ := strings.Cut(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID())))), "VmHWM:")
+		kib := 0
+		must(fmt.Sscan(text, &kib))
+		mib = max(mib, kib/1024)
 	}
 	return mib
 }

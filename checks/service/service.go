@@ -96,6 +96,9 @@ func Run(tb testing.TB, env ...string) *Process {
 	return p
 }
 
+// PID returns the id of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Kill ends the program at once, as a crash does. To start it again at the same URL, Run it with
 // APP_ADDR.
 func (p *Process) Kill() {
