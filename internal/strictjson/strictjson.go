@@ -158,12 +158,16 @@ func (p *parser) container(depth int, end byte, item func(name string, v Value) 
 		return p.fail("nested too deep")
 	}
 	p.pos++
-	names := make([]string, 0, 10) // more than 10 take memory
+	names := make([]string, 0, 10) // sorted; more than 10 take memory
 	for c := p.next(); c != end; {
 		name, v := "", Value{}
 		if end == '}' {
 			name, err = p.name()
-			names = append(names, name)
+			i, found := slices.BinarySearch(names, name)
+			if err == nil && found {
+				err = p.fail("duplicate name")
+			}
+			names = slices.Insert(names, i, name)
 		}
 		if err == nil {
 			v, err = p.value(depth, nil)
@@ -179,10 +183,6 @@ func (p *parser) container(depth int, end byte, item func(name string, v Value) 
 		} else if c != end {
 			return p.fail("unexpected character")
 		}
-	}
-	slices.Sort(names)
-	if n := len(names); len(slices.Compact(names)) < n {
-		return p.fail("duplicate name")
 	}
 	p.pos++
 	return nil
