@@ -156,7 +156,6 @@ type etcdStore struct {
 	log     *slog.Logger
 	stop    context.CancelFunc
 	seen    atomic.Int64 // time of the last heartbeat seen, in nanoseconds since the epoch
-	reason  string       // last reason logged for a load, since one succeeded
 }
 
 // openEtcd makes an etcdStore the store of s, and begins to load the records. It calls onLoad after
@@ -166,16 +165,20 @@ func openEtcd(s *users, cfg etcd.Config, prefix string, log *slog.Logger, onLoad
 	e := &etcdStore{users: s, prefix: prefix, replica: newUUID(), log: log, stop: stop}
 	e.client.Store(etcd.New(cfg))
 	s.store = e
-	go e.beat(ctx)
-	go func() {
-		for ; ctx.Err() == nil; time.Sleep(heartbeat) {
-			err := e.follow(ctx, onLoad)
-			if text := err.Error(); text != e.reason && ctx.Err() == nil {
-				log.Warn("loading records again", "reason", err)
-				e.reason = text
-			}
+	go e.repeat(ctx, "heartbeat failed", e.beat)
+	go e.repeat(ctx, "loading failed", func(ctx context.Context) error { return e.follow(ctx, onLoad) })
+}
+
+// repeat calls f until ctx is done. It logs the error of f unless the last call returned the same.
+func (e *etcdStore) repeat(ctx context.Context, msg string, f func(context.Context) error) {
+	for reason := ""; ctx.Err() == nil; time.Sleep(heartbeat) {
+		err := f(ctx)
+		text := fmt.Sprint(err)
+		if err != nil && text != reason && ctx.Err() == nil {
+			e.log.Warn(msg, "reason", err)
 		}
-	}()
+		reason = text
+	}
 }
 
 // follow loads the records, and applies changes until that is no longer possible.
@@ -189,9 +192,13 @@ func (e *etcdStore) follow(ctx context.Context, onLoad func(context.Context) err
 		return err
 	}
 	e.log.Info("records loaded")
-	e.reason = ""
+	e.beat(ctx) // The watch reports it at once.
 	begin, end := etcd.Prefix(e.prefix)
-	return client.Watch(ctx, begin, end, revision+1, watchTimeout, e.changed)
+	err = client.Watch(ctx, begin, end, revision+1, watchTimeout, e.changed)
+	if ctx.Err() == nil {
+		e.log.Warn("loading records again", "reason", err)
+	}
+	return nil
 }
 
 // load replaces the maps with the records at the current revision, which it returns, and the client
@@ -287,18 +294,14 @@ func (e *etcdStore) applyFrom(client *etcd.Client, u user) {
 	}
 }
 
-// beat writes heartbeats until ctx is done.
-func (e *etcdStore) beat(ctx context.Context) {
-	txn := etcd.Txn{Compare: map[string]int64{e.prefix + "\x00": 0}} // a key that never exists
-	for reason := ""; ctx.Err() == nil; time.Sleep(heartbeat) {
-		txn.Put = map[string][]byte{e.prefix + "b": []byte(e.replica + time.Now().UTC().Format(time.RFC3339Nano))}
-		_, err := e.client.Load().Commit(ctx, txn)
-		text := fmt.Sprint(err)
-		if err != nil && text != reason && ctx.Err() == nil {
-			e.log.Warn("heartbeat failed", "reason", err)
-		}
-		reason = text
-	}
+// beat puts a heartbeat.
+func (e *etcdStore) beat(ctx context.Context) error {
+	value := e.replica + time.Now().UTC().Format(time.RFC3339Nano)
+	_, err := e.client.Load().Commit(ctx, etcd.Txn{
+		Compare: map[string]int64{e.prefix + "\x00": 0}, // a key that never exists
+		Put:     map[string][]byte{e.prefix + "b": []byte(value)},
+	})
+	return err
 }
 
 // commit makes a change with a transaction, if the keys have the revisions that it was made from.

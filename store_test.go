@@ -9,9 +9,11 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	client "jwt-auth-api/internal/etcd"
@@ -321,20 +323,27 @@ func TestHeartbeat(t *testing.T) {
 	other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte("1 2026-11-24T12:00:01Z")}})
 	equal(t, "its own heartbeat", other.seen.Load(), 1795521601e9)
 
-	var log bytes.Buffer
-	ctx, cancel := context.WithCancel(t.Context())
-	n := 0
-	full := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if n++; n == 3 {
-			cancel()
-		}
-		http.Error(w, `{"code":8,"message":"database space exceeded"}`, http.StatusTooManyRequests)
-	}))
-	defer full.Close()
-	other.log = slog.New(slog.NewTextHandler(&log, nil))
-	other.client.Store(client.New(client.Config{URLs: []string{full.URL}}))
-	other.beat(ctx)
-	equal(t, "lines about a full database", strings.Count(log.String(), "heartbeat failed"), 1)
+}
+
+// TestRepeat repeats a function that fails.
+func TestRepeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		e := &etcdStore{log: slog.New(slog.NewTextHandler(&log, nil))}
+		ctx, cancel := context.WithCancel(t.Context())
+		errs, start := []error{errConflict, errConflict, nil, errConflict, errLastAdmin, nil, errEmailTaken}, time.Now()
+		e.repeat(ctx, "oops", func(context.Context) error {
+			err := errs[0]
+			if errs = errs[1:]; len(errs) == 0 {
+				cancel()
+			}
+			return err
+		})
+		lines := regexp.MustCompile(`time=\S+ `).ReplaceAllString(log.String(), "")
+		equal(t, "lines", lines, `level=WARN msg=oops reason="the record has changed"`+"\n"+
+			`level=WARN msg=oops reason="the record has changed"`+"\n"+`level=WARN msg=oops reason="the last admin"`+"\n")
+		equal(t, "time", time.Since(start), 7*heartbeat)
+	})
 }
 
 // A brokenStore does not respond.
