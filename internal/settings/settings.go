@@ -43,19 +43,20 @@ func Load(environ []string, prefix string, all []Setting) (warnings []string, er
 		known[s.Name] = true
 		known[s.Name+"_FILE"] = s.Secret
 	}
-	values, errs := readDotenv(prefix, known)
+	dotenv, errs := readDotenv(prefix, known)
+	env := make(map[string]string)
 	for _, pair := range environ {
 		given, value, _ := strings.Cut(pair, "=")
 		name := strings.ToUpper(given)
 		switch {
 		case known[name]:
-			values[name] = value
+			env[name] = value
 		case strings.HasPrefix(name, prefix):
 			warnings = append(warnings, "unknown setting "+given)
 		}
 	}
 	for _, s := range all {
-		text, err := s.value(values)
+		text, err := s.value(env, dotenv)
 		if suspicious(text) {
 			warnings = append(warnings, s.Name+": has quotation marks or white space at its ends, or refers to a variable")
 		}
@@ -88,7 +89,11 @@ func readDotenv(prefix string, known map[string]bool) (values map[string]string,
 }
 
 // value returns the value of s, or its default.
-func (s Setting) value(values map[string]string) (string, error) {
+func (s Setting) value(env, dotenv map[string]string) (string, error) {
+	values := env
+	if _, given := env[s.Name]; !given && env[s.Name+"_FILE"] == "" {
+		values = dotenv
+	}
 	text, given := values[s.Name]
 	path := strings.TrimSpace(values[s.Name+"_FILE"])
 	switch {

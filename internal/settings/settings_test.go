@@ -48,6 +48,7 @@ func TestLoad(t *testing.T) {
 		{"two spellings of a name, of which the last counts", "", "APP_NAME=x,app_name=y", "y Bb Cc false"},
 		{"the environment before .env", "APP_NAME=y\nAPP_NONE=z", "app_name=x", "x Bb z false"},
 		{"empty values", "", "APP_NAME=,APP_SECRET=,APP_NONE=,APP_SWITCH=", "Aa Bb  false"},
+		{"a secret in the environment before its file", "APP_SECRET_FILE=none", "APP_SECRET=y", "Aa y Cc false"},
 		{"an empty value over .env", "APP_NAME=y", "APP_NAME=", "Aa Bb Cc false"},
 		{"white space, not around a secret", "", "APP_NAME= x\r,APP_SECRET= y ,APP_NONE= ,APP_SWITCH=on ", "x  y   true"},
 		{"an equals sign in a value", "", "APP_NAME=a=b", "a=b Bb Cc false"},
@@ -104,7 +105,7 @@ func TestLoadFile(t *testing.T) {
 		if err := os.WriteFile(path, []byte(row.content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, warnings, err := load(t, "", "APP_SECRET_FILE= "+path+" ")
+		got, warnings, err := load(t, "APP_SECRET=x", "APP_SECRET_FILE= "+path+" ")
 		if err != nil || len(warnings) > 0 || got[1] != row.want {
 			t.Errorf("%s: got %q, %q and %v, want %q", row.name, got, warnings, err, row.want)
 		}
