@@ -14,10 +14,11 @@ import (
 
 // Codes of gRPC, which unlike statuses are the same in all versions of etcd.
 const (
-	canceled        = 1 // the endpoint is being stopped
-	invalidArgument = 3
-	outOfRange      = 11
-	unauthenticated = 16
+	canceled           = 1 // the endpoint is being stopped
+	invalidArgument    = 3
+	failedPrecondition = 9
+	outOfRange         = 11
+	unauthenticated    = 16
 )
 
 var errTimeout = errors.New("no response in time")
@@ -156,7 +157,12 @@ func (c *Client) login(ctx context.Context, url, old string) error {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	req := request{Name: c.cfg.User, Password: c.cfg.Password()}
-	return c.post(ctx, url+"/v3/auth/authenticate", "", req, func(r response) { c.token.Store(r.Token) })
+	err := c.post(ctx, url+"/v3/auth/authenticate", "", req, func(r response) { c.token.Store(r.Token) })
+	if e, ok := errors.AsType[*Error](err); ok && e.Code == failedPrecondition { // authentication is disabled
+		c.token.Store("")
+		return nil
+	}
+	return err
 }
 
 // post posts a request, and calls each with every response. Only a watch has more than one. It has
