@@ -169,11 +169,12 @@ func openEtcd(s *users, cfg etcd.Config, prefix string, log *slog.Logger, onLoad
 	go e.repeat(ctx, "loading failed", func(ctx context.Context) error { return e.follow(ctx, onLoad) })
 }
 
-// repeat calls f until ctx is done. It logs the error of f unless the last call returned the same.
+// repeat calls f until ctx is done. It logs the error of f unless the last call returned the same
+// one, perhaps from another endpoint.
 func (e *etcdStore) repeat(ctx context.Context, msg string, f func(context.Context) error) {
 	for reason := ""; ctx.Err() == nil; time.Sleep(heartbeat) {
 		err := f(ctx)
-		text := fmt.Sprint(err)
+		text := fmt.Sprint(cmp.Or(errors.Unwrap(err), err))
 		if err != nil && text != reason && ctx.Err() == nil {
 			e.log.Warn(msg, "reason", err)
 		}

@@ -331,7 +331,8 @@ func TestRepeat(t *testing.T) {
 		var log bytes.Buffer
 		e := &etcdStore{log: slog.New(slog.NewTextHandler(&log, nil))}
 		ctx, cancel := context.WithCancel(t.Context())
-		errs, start := []error{errConflict, errConflict, nil, errConflict, errLastAdmin, nil, errEmailTaken}, time.Now()
+		wrapped := fmt.Errorf("etcd at another endpoint: %w", errConflict)
+		errs, start := []error{errConflict, wrapped, nil, errConflict, errLastAdmin, nil, errEmailTaken}, time.Now()
 		e.repeat(ctx, "oops", func(context.Context) error {
 			err := errs[0]
 			if errs = errs[1:]; len(errs) == 0 {
