@@ -30,8 +30,6 @@ func TestAcquire(t *testing.T) {
 		wait           time.Duration
 	}{
 		{"an empty queue", 1, 0, time.Hour, time.Hour, ErrBusy, 5 * time.Second},
-		{"the last place in the queue", 1, 63, time.Hour, time.Hour, ErrBusy, 5 * time.Second},
-		{"a full queue", 1, 64, time.Hour, time.Hour, ErrBusy, 0},
 		{"the last place with two slots", 2, 127, time.Hour, time.Hour, ErrBusy, 5 * time.Second},
 		{"a full queue with two slots", 2, 128, time.Hour, time.Hour, ErrBusy, 0},
 		{"a client that leaves", 1, 0, time.Second, time.Hour, ErrBusy, time.Second},

