@@ -4,16 +4,17 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/pem"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"os/user"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/fstest"
 )
 
 // mainConf includes nginx.conf as Debian's main configuration does. It has the certificate, and it
@@ -52,13 +53,13 @@ func start(t *testing.T, addr string) *http.Client {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	run(t, dir, listener.(*net.TCPListener), map[string]string{
-		"app/index.html": page,
-		"cert.pem":       string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})),
-		"key.pem":        string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
-		"nginx.conf":     strings.Replace(mainConf, "USER", me.Username, 1),
-		"site.conf": strings.NewReplacer("listen 443", "listen "+listener.Addr().String(),
-			"127.0.0.1:8000", addr, "/var/www", dir).Replace(string(site)),
+	run(t, dir, listener.(*net.TCPListener), fstest.MapFS{
+		"app/index.html": {Data: []byte(page)},
+		"cert.pem":       {Data: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})},
+		"key.pem":        {Data: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})},
+		"nginx.conf":     {Data: []byte(strings.Replace(mainConf, "USER", me.Username, 1))},
+		"site.conf": {Data: []byte(strings.NewReplacer("listen 443", "listen "+listener.Addr().String(),
+			"127.0.0.1:8000", addr, "/var/www", dir).Replace(string(site)))},
 	})
 	transport := server.Client().Transport.(*http.Transport)
 	transport.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -70,16 +71,10 @@ func start(t *testing.T, addr string) *http.Client {
 
 // run runs nginx in dir with files until the test ends. nginx inherits the listener, as from an
 // older nginx that it replaces, so a client can connect at once.
-func run(t *testing.T, dir string, listener *net.TCPListener, files map[string]string) {
+func run(t *testing.T, dir string, listener *net.TCPListener, files fs.FS) {
 	t.Helper()
-	for name, content := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.CopyFS(dir, files); err != nil {
+		t.Fatal(err)
 	}
 	socket, err := listener.File()
 	if err != nil {
