@@ -182,7 +182,6 @@ func TestTokensOfTheOriginal(t *testing.T) {
 			iat.Add(-60 * time.Second):          "accepted",
 			exp.Add(-time.Millisecond):          "accepted",
 			exp:                                 "exp: missing, or token expired",
-			exp.AddDate(1, 0, 0):                "exp: missing, or token expired",
 		} {
 			_, err := tokensAt(now, file.Secret).verify(token.Token, token.Type)
 			equal(t, fmt.Sprint(token.Type, " token after ", now.Sub(iat)), errText(err), want)
@@ -222,10 +221,6 @@ func TestTokenSegments(t *testing.T) {
 		}
 		return err
 	})
-	for token, want := range map[string]error{"": errSegments, ".": errSegments, "..": errSignature, "...": errSegments} {
-		_, err := key.verify(token)
-		equal(t, token, err, want)
-	}
 }
 
 // TestTokenAltered inserts, replaces, deletes and cuts off each character of a token. The altered
@@ -756,22 +751,6 @@ func TestChangePassword(t *testing.T) {
 	}
 }
 
-// TestLoginAgainstPasswordChange races a login with the old password against the change.
-func TestLoginAgainstPasswordChange(t *testing.T) {
-	s := partsServer(t)
-	s.passwords, s.throttle = newPasswords(cheap, 2), nil
-	old := s.passwords.hash("secret123")
-	for range 200 {
-		mustUpdate(t, s, "u1", func(u *user) { u.hash, u.Sessions = old, []session{sessionOf("u1")} })
-		var wg sync.WaitGroup
-		wg.Go(func() { s.auth.login(t.Context(), loopback, "user@example.com", "secret123", "") })
-		equal(t, "change", s.changePassword(t.Context(), loopback, callerOf(s, "s-u1"), "secret123", "secret124"), nil)
-		wg.Wait()
-		u, _ := s.users.byID(t.Context(), "u1")
-		equal(t, "sessions", sessionIDs(u), "s-u1")
-	}
-}
-
 // withTokens replaces each {ID SCOPE...} by an access token, each {refresh ID} by a refresh token,
 // both of the user's session, and each object of claims by a token with them.
 func withTokens(s *server, text string) string {
@@ -1131,19 +1110,6 @@ func TestUsersUpdate(t *testing.T) {
 		want := map[bool]string{true: "Other h 2", false: "User  1"}[i == 3]
 		equal(t, u.ID, fmt.Sprint(u.Name, " ", u.hash.reveal(), " ", u.Version), want)
 	}
-}
-
-// TestUsersConflict changes a record between the read and the write of an update.
-func TestUsersConflict(t *testing.T) {
-	s, calls := filled(t, 5), 0
-	u, err := s.update(t.Context(), "u3", func(u *user) error {
-		if calls++; calls == 1 {
-			s.update(t.Context(), "u3", func(u *user) error { u.Name = "Other"; return nil })
-		}
-		u.Name += "!"
-		return nil
-	})
-	equal(t, "u3", fmt.Sprint(u.Name, s.records[3].Name, s.records[3].Version, calls, err), "Other!Other!3 2 <nil>")
 }
 
 // TestUsersApply applies records with versions. A stale one is ignored, as is a stale deletion.
