@@ -969,7 +969,7 @@ func TestBegin(t *testing.T) {
 		former := user{Sessions: slices.Clone(list)}
 		u := former
 		for range 2 { // as after a lost response of the store
-			u.beginSession(session{ID: "z", Expires: 9000}, 1500)
+			u.beginSession(session{ID: "z", Created: 1500, Expires: 9000}, 1500)
 		}
 		want := strings.TrimSpace(strings.Replace(sessionIDs(former)+" z", row.ended, "", 1))
 		equal(t, row.name, fmt.Sprint(sessionIDs(u), u.Since), fmt.Sprint(want, row.since))
