@@ -1222,6 +1222,24 @@ func TestFileStore(t *testing.T) {
 	equal(t, "a write after close", s.add(t.Context(), user{ID: "u5"}), error(errUnavailable))
 }
 
+// TestNoWait makes a change that is written 10 ms later.
+func TestNoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "users.jsonl")
+		s, _ := openUsers(t, path)
+		s.add(t.Context(), user{ID: "u1"})
+		s.update(t.Context(), "u1", func(u *user) error { u.Name = "Ada"; return errNoWait })
+		written := func(pause time.Duration) bool {
+			time.Sleep(pause)
+			synctest.Wait()
+			text, _ := os.ReadFile(path)
+			return strings.Contains(string(text), "Ada")
+		}
+		equal(t, "written after 9 ms", written(9*time.Millisecond), false)
+		equal(t, "written after 10 ms", written(time.Millisecond), true)
+	})
+}
+
 // TestOldChanges applies a snapshot with the owner of an email, and then changes of former owners.
 func TestOldChanges(t *testing.T) {
 	const email = "u@example.com"
