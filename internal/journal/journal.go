@@ -106,9 +106,9 @@ func open(disk fileSystem, path string, replay func([]byte) error, snapshot func
 // it applied the change.
 //
 // The caller must release the lock and call wait, which returns nil when the record is on disk. The
-// first call of wait or Close writes the batch for all. After an error of a write, what the disk
-// holds is unknown. No further batch is written, wait returns the error for all of them, and the
-// caller should end the process.
+// first call of wait or Close writes the batch for all. After an error of a write, or of
+// the rename that ends a compaction, what the disk holds is unknown. No further batch is written,
+// wait returns the error for all of them, and the caller should end the process.
 func (j *Journal) Append(record []byte) (wait func() error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -166,7 +166,6 @@ func (j *Journal) recompact() {
 	if err == nil {
 		return
 	}
-	os.Remove(j.path + ".new")
 	j.warn("journal: compaction failed", "error", err)
 	j.writing.Lock()
 	defer j.writing.Unlock()
@@ -175,7 +174,7 @@ func (j *Journal) recompact() {
 
 // compact replaces the file with one that has a snapshot and the lines written since the compaction
 // began. It blocks writers only while it writes the last line of the snapshot and these lines.
-func (j *Journal) compact() error {
+func (j *Journal) compact() (err error) {
 	path := j.path + ".new"
 	os.Remove(path) // an existing file would keep its mode
 	f, err := j.disk.openFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -185,6 +184,9 @@ func (j *Journal) compact() error {
 	defer func() {
 		if f != nil {
 			f.Close() // after an error the new file, otherwise the replaced one
+		}
+		if err != nil {
+			os.Remove(path) // It may have filled the disk.
 		}
 	}()
 	size := 0
