@@ -84,8 +84,8 @@ type tokenPair struct {
 	AccessToken  string  `json:"access_token"`
 	RefreshToken string  `json:"refresh_token"`
 	TokenType    string  `json:"token_type"`
-	ExpiresIn    int64   `json:"expires_in"` // lifetime of the access token, in seconds
-	Scope        *string `json:"scope,omitempty"`
+	ExpiresIn    int64   `json:"expires_in"`      // lifetime of the access token, in seconds
+	Scope        *string `json:"scope,omitempty"` // nil if the client asked for these, or for none; may be ""
 }
 
 // issuePair returns a token pair for the current generation of a session. The pair names its scopes
@@ -195,14 +195,13 @@ func (a *auth) hashPassword(ctx context.Context, password string) (secret, error
 
 // login begins a session of the user with this email and password. It returns the errors of
 // checkPassword, or errDisabled.
-func (a *auth) login(ctx context.Context, client netip.Addr, address, password, userAgent string) (
-	user, session, error) {
-	s := newSession(newUUID(), userAgent, a.tokens.now(), a.tokens.refreshTTL)
+func (a *auth) login(ctx context.Context, client netip.Addr, address, password, agent string) (user, session, error) {
+	s := newSession(newUUID(), agent, a.tokens.now(), a.tokens.refreshTTL)
 	u, err := a.checkPassword(ctx, client, "", email.Key(address), password, password, func(u *user) error {
 		if u.Disabled {
 			return errDisabled
 		}
-		u.beginSession(s, s.Created)
+		u.beginSession(s)
 		return nil
 	})
 	return u, s, err
@@ -324,7 +323,7 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 		i := u.sessionIndex(c.sessionID(), now)
 		if i < 0 && c.session == "" && c.id != "" && u.accepts(c, now) { // a token of the original
 			fresh.Expires, fresh.Adopted = int64(c.expiry), true
-			u.beginSession(fresh, now)
+			u.beginSession(fresh)
 			i = len(u.Sessions) - 1
 		}
 		if i < 0 {
@@ -336,8 +335,9 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 		switch v {
 		case rotate:
 			s.Gen, s.Rotated = c.gen+1, now
+			// An adopted session must not end before the original's token, which would begin it again.
 			if end := now + int64(a.tokens.refreshTTL/time.Second); !s.Adopted || end > s.Expires {
-				s.Expires = end // An adopted session outlives the original's token, which would begin it again.
+				s.Expires = end
 			}
 			if c.session != "" {
 				written = errNoWait // judge makes up for a lost rotation.
@@ -360,11 +360,11 @@ func (a *auth) refresh(ctx context.Context, token, userAgent string) (u user, s 
 	return u, s, v, err
 }
 
-// logout ends sessions of the caller: its own (local), the others, or all (global). A caller
-// without a session loses its token in any case.
-func (a *auth) logout(ctx context.Context, id identity, which string) error {
-	now, own := a.tokens.now().Unix(), id.claims.session
-	_, err := a.users.update(ctx, id.user.ID, func(u *user) error {
+// logout ends sessions of a user: the session own (local), the others, or all (global). It also
+// invalidates tokens without a session, unless it ends only own.
+func (a *auth) logout(ctx context.Context, userID, own, which string) error {
+	now := a.tokens.now().Unix()
+	_, err := a.users.update(ctx, userID, func(u *user) error {
 		if which != "local" || own == "" {
 			u.Since = now
 		}
@@ -461,7 +461,7 @@ func challenge(scope, code string) string {
 	return fmt.Sprintf("Bearer %serror=%q", scope, code)
 }
 
-// hasScope reports whether the token hasScope a scope and the stored user still hasScope it.
+// hasScope reports whether the token has a scope and the stored user still has it.
 func (id identity) hasScope(scope string) bool {
 	return slices.Contains(id.claims.scopes, scope) && slices.Contains(id.user.Scopes, scope)
 }

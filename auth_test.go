@@ -857,7 +857,7 @@ func TestSessions(t *testing.T) {
 			case "login":
 				_, current, err = s.auth.login(t.Context(), loopback, "user@example.com", "secret123", "")
 			case "logout":
-				err = s.auth.logout(t.Context(), callerOf(s, current.ID), "local")
+				err = s.auth.logout(t.Context(), "u1", current.ID, "local")
 			case "original":
 				token = withTokens(s, `{"sub":"u1","type":"refresh","jti":"j1","iat":999990,"exp":2000000,"iss":"jwt-auth-api"}`)
 				current.ID = "j1"
@@ -923,7 +923,7 @@ func TestRefreshAgainstLogout(t *testing.T) {
 		mustUpdate(t, s, "u1", func(u *user) { u.Since, u.Sessions = 0, []session{sessionOf("u1")} })
 		var wg sync.WaitGroup
 		wg.Go(func() { s.auth.refresh(t.Context(), token, "") })
-		equal(t, "logout", s.auth.logout(t.Context(), callerOf(s, own), which), nil)
+		equal(t, "logout", s.auth.logout(t.Context(), "u1", own, which), nil)
 		wg.Wait()
 		u, _ := s.users.byID(t.Context(), "u1")
 		equal(t, "sessions after the logout", sessionIDs(u), "")
@@ -969,7 +969,7 @@ func TestBegin(t *testing.T) {
 		former := user{Sessions: slices.Clone(list)}
 		u := former
 		for range 2 { // as after a lost response of the store
-			u.beginSession(session{ID: "z", Created: 1500, Expires: 9000}, 1500)
+			u.beginSession(session{ID: "z", Created: 1500, Expires: 9000})
 		}
 		want := strings.TrimSpace(strings.Replace(sessionIDs(former)+" z", row.ended, "", 1))
 		equal(t, row.name, fmt.Sprint(sessionIDs(u), u.Since), fmt.Sprint(want, row.since))
@@ -992,7 +992,7 @@ func TestSessionsEnd(t *testing.T) {
 		var err error
 		switch op {
 		case "logout":
-			err = s.auth.logout(t.Context(), callerOf(s, id), which)
+			err = s.auth.logout(t.Context(), "u1", id, which)
 		case "end":
 			err = s.endSession(t.Context(), which, id)
 		case "password":
@@ -1289,7 +1289,7 @@ func TestAvailableMemory(t *testing.T) {
 		{"no limit", "0::/a.slice/b\n", "a.slice/b", "max\n", 8192},
 		{"the root, as in a container", "0::/\n", ".", "4096\n", 4096},
 		{"the group, after one of version 1", "4:memory:/x\n0::/a.slice/b\n", "a.slice/b", "4096\n", 4096},
-		{"the group above", "0::/a.slice/b\n", "a.slice", "4096\n", 4096},
+		{"the parent group", "0::/a.slice/b\n", "a.slice", "4096\n", 4096},
 		{"another group", "0::/a.slice/b\n", "a.slice/c", "4096\n", 8192},
 		{"a group outside of the container", "0::/../b\n", ".", "4096\n", 4096},
 		{"version 1", "4:memory:/x\n", ".", "4096\n", 4096},
@@ -1377,7 +1377,7 @@ func FuzzTokenVerify(f *testing.F) {
 	f.Fuzz(func(t *testing.T, input, payload string) {
 		for _, token := range []string{input, signed(partsSecret, input)} {
 			if payload, err := key.verify(token); err == nil {
-				checkOpened(t, token, payload)
+				checkVerified(t, token, payload)
 			}
 		}
 		token := forge(plainHeader, payload)
@@ -1390,8 +1390,8 @@ func FuzzTokenVerify(f *testing.F) {
 	})
 }
 
-// checkOpened checks a token that the codec accepted.
-func checkOpened(t *testing.T, token, payload string) {
+// checkVerified checks a token that the codec accepted.
+func checkVerified(t *testing.T, token, payload string) {
 	t.Helper()
 	segments := strings.Split(token, ".")
 	header, err := base64.RawURLEncoding.DecodeString(segments[0])

@@ -702,7 +702,7 @@ func TestBusy(t *testing.T) {
 func (s *liveServer) begin(t *testing.T, id string) tokenPair {
 	t.Helper()
 	begun := newSession(newUUID(), "", s.tokens.now(), s.tokens.refreshTTL)
-	u, err := s.users.update(t.Context(), id, func(u *user) error { u.beginSession(begun, begun.Created); return nil })
+	u, err := s.users.update(t.Context(), id, func(u *user) error { u.beginSession(begun); return nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -181,7 +181,8 @@ func (s *server) login(w http.ResponseWriter, r *http.Request) error {
 	}
 	u, begun, err := s.auth.login(r.Context(), s.clientIP(r), address, password, r.UserAgent())
 	if err != nil {
-		owner, _ := s.users.lookup("", email.Key(address)) // An unknown email may be a misplaced password.
+		// The log names the account, never the email, which may be a password typed into the wrong field.
+		owner, _ := s.users.lookup("", email.Key(address))
 		s.event(r, slog.LevelInfo, "login failed", "user", owner.ID, "reason", err)
 		return err
 	}
@@ -226,7 +227,7 @@ func (s *server) logout(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	id := caller(r.Context())
-	if err := s.auth.logout(r.Context(), id, which); err != nil {
+	if err := s.auth.logout(r.Context(), id.user.ID, id.claims.session, which); err != nil {
 		return err
 	}
 	s.event(r, slog.LevelInfo, "logged out", "user", id.user.ID, "scope", which)
@@ -449,7 +450,7 @@ func (s *server) deleteUser(w http.ResponseWriter, r *http.Request, u user) erro
 
 // deleteSessions ends all sessions of a user.
 func (s *server) deleteSessions(w http.ResponseWriter, r *http.Request, u user) error {
-	if err := s.auth.logout(r.Context(), identity{user: u}, "global"); err != nil {
+	if err := s.auth.logout(r.Context(), u.ID, "", "global"); err != nil {
 		return err
 	}
 	s.event(r, slog.LevelInfo, "sessions ended", "user", u.ID, "by", caller(r.Context()).user.ID)

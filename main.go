@@ -325,7 +325,7 @@ func (cfg *config) parseOrigins(text string) error {
 	for i, item := range settings.List(text) {
 		u, err := url.Parse(item)
 		if item != "*" && (err != nil || u.Host == "" || strings.Contains(u.Host, "*") ||
-			item != (&url.URL{Scheme: u.Scheme, Host: u.Host}).String() || // which escapes a domain in Unicode
+			item != (&url.URL{Scheme: u.Scheme, Host: u.Host}).String() || // String escapes a domain in Unicode.
 			slices.Contains([]string{"http:80", "https:443"}, u.Scheme+":"+u.Port())) {
 			return fmt.Errorf("origin %d: must look like https://app.example.com", i+1)
 		}
@@ -373,11 +373,11 @@ func (cfg *config) parseArgon2(text string) (err error) {
 }
 
 // availableMemory returns the memory in bytes that the process may use: the minimum of GOMEMLIMIT
-// and, on Linux, of the memory of the machine and the limits of the control group and those above.
+// and, on Linux, the memory of the machine and the limits of the control group and its ancestors.
 func availableMemory(root fs.FS) uint64 {
 	have := uint64(debug.SetMemoryLimit(-1))
 	groups, _ := fs.ReadFile(root, "proc/self/cgroup")
-	_, group, _ := strings.Cut("\n"+string(groups), "\n0::") // that of version 2
+	_, group, _ := strings.Cut("\n"+string(groups), "\n0::") // the group in cgroup v2
 	group, _, _ = strings.Cut(group, "\n")
 	for dir := path.Join("sys/fs/cgroup", path.Join("/", group)); dir != "sys/fs"; dir = path.Dir(dir) {
 		limit, _ := fs.ReadFile(root, dir+"/memory.max")

@@ -24,9 +24,9 @@ import (
 
 // A store makes changes durable. The maps of users serve all lookups, whatever the store.
 type store interface {
-	// commit makes a change durable and applies it. It returns errEmailTaken, errLastAdmin, or
-	// errConflict if the record has another version than the one that the change was made from, or
-	// errUnavailable.
+	// commit makes a change durable and applies it. It returns errEmailTaken, errLastAdmin,
+	// errUnavailable, or errConflict if the record has another version than the one that the change
+	// was made from.
 	commit(ctx context.Context, c change) error
 
 	// fetch applies the latest record of the user with an id or, if that is empty, with an email
@@ -41,7 +41,8 @@ type store interface {
 	close() error
 }
 
-// errUnavailable means that the store does not respond, or may lack changes.
+// errUnavailable means that the store does not respond or is closed, or that the maps may lack its
+// changes.
 const errUnavailable apiError = "busy, try again"
 
 // A memoryStore keeps the records only in memory.
@@ -116,14 +117,16 @@ func (f *fileStore) commit(_ context.Context, c change) error {
 	wait := f.journal.Append(encodeUser(*f.records[f.ids[c.user.ID]]))
 	f.mu.Unlock()
 	if c.noWait {
-		time.AfterFunc(noWaitDelay, func() { f.written(wait()) })
+		time.AfterFunc(noWaitDelay, func() { f.finish(wait) })
 		return nil
 	}
-	return f.written(wait())
+	return f.finish(wait)
 }
 
-// written ends the process if a write failed, unless the service is shutting down.
-func (f *fileStore) written(err error) error {
+// finish waits until a change is on disk. It returns errUnavailable if the store is closed. If the
+// write failed, it ends the process.
+func (f *fileStore) finish(wait func() error) error {
+	err := wait()
 	if errors.Is(err, os.ErrClosed) {
 		return errUnavailable
 	}
@@ -193,7 +196,7 @@ func (e *etcdStore) follow(ctx context.Context, onLoad func(context.Context) err
 		return err
 	}
 	e.log.Info("records loaded")
-	e.beat(ctx) // The watch reports it at once.
+	go e.beat(ctx) // The watch reports it at once. It must not wait for the write.
 	begin, end := etcd.Prefix(e.prefix)
 	err = client.Watch(ctx, begin, end, revision+1, watchTimeout, e.changed)
 	if ctx.Err() == nil {
@@ -202,9 +205,9 @@ func (e *etcdStore) follow(ctx context.Context, onLoad func(context.Context) err
 	return nil
 }
 
-// load replaces the maps with the records at the current revision, which it returns, and the client
-// with client. It reads an interval for each first character of the ids. Pages with a limit would
-// be slow, because etcd scans the whole interval for each.
+// load replaces the maps with the records that client reads, makes client the one in use, and
+// returns the revision of the records. It reads one interval for each first character of the ids,
+// because etcd would scan the whole rest for each page of a limited range.
 func (e *etcdStore) load(ctx context.Context, client *etcd.Client) (int64, error) {
 	_, revision, err := client.Range(ctx, e.prefix+"b", "", 0)
 	if err != nil {

@@ -177,7 +177,8 @@ func TestLostResponses(t *testing.T) {
 	_, err = a.users.update(ctx, "u2", func(u *user) error { u.Name = "a"; return nil })
 	equal(t, "a lost change that cannot be found", errors.Is(err, errUnavailable), true)
 	etcd.Fault(nil)
-	a.users.apply(user{ID: "u2", Email: "u2@example.com", Version: math.MaxInt64})
+	e := a.users.store.(*etcdStore)
+	e.applyFrom(e.client.Load(), user{ID: "u2", Email: "u2@example.com", Version: math.MaxInt64})
 	_, err = a.users.update(t.Context(), "u2", func(u *user) error { u.Name = "a"; return nil })
 	equal(t, "a version that etcd lacks", errors.Is(err, errUnavailable), true)
 	lose("b ", nothing)
@@ -256,7 +257,7 @@ func TestNewCluster(t *testing.T) {
 		Compare: map[string]int64{"jwt-auth-api/": 0}, Delete: []string{"jwt-auth-api/u/u9"}})
 	equal(t, "a key that is deleted by hand", err, nil)
 	await(t, "deletion", func() bool { _, err := b.users.lookup("u9", ""); return err == errUnknownUser })
-	etcd.Put("jwt-auth-api/", "the heartbeat of a service with the prefix jwt-auth-api without b")
+	etcd.Put("jwt-auth-api/", "a key that another service may have")
 	heartbeats(t, b)
 }
 
@@ -303,6 +304,8 @@ func TestEtcdDown(t *testing.T) {
 	reader := startServer(t, "APP_STORE=etcd:"+etcd.URL)
 	defer func() { reader.users.store.close() }()
 	await(t, "load", func() bool { return strings.Contains(reader.textLog.String(), "records loaded") })
+	mustUpdate(t, s.server, "admin-0", func(u *user) { u.Name = "Ada" })
+	await(t, "change", func() bool { u, _ := reader.users.lookup("admin-0", ""); return u.Name == "Ada" })
 	equal(t, "a replica that cannot write", errors.Is(reader.users.store.check(), errUnavailable), true)
 }
 

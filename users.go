@@ -102,7 +102,8 @@ func (u *user) sessionIndex(id string, now int64) int {
 
 // beginSession adds a session, unless it has begun. If there are too many, it ends the least
 // recently used one.
-func (u *user) beginSession(s session, now int64) {
+func (u *user) beginSession(s session) {
+	now := s.Created
 	u.endSessions(now, func(session) bool { return false })
 	if u.sessionIndex(s.ID, now) >= 0 {
 		return

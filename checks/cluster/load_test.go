@@ -16,9 +16,9 @@ import (
 	"jwt-auth-api/checks/service"
 )
 
-// An operation is the input of an entry of the history. The state of its key is a number: of an email 1
-// if it is registered, of a password which one it is, of a session its generation or -1 if it has
-// ended.
+// An operation is the input of an entry of the history. The state of its key is a number: of an
+// email 1 if it is registered, of a password which one it is, of a session its generation or -1 if
+// it has ended.
 type operation struct {
 	kind, key string
 	arg, next int

@@ -29,9 +29,9 @@ var (
 	ErrConflict = errors.New("a key has another revision")
 	// ErrCompacted reports that etcd lacks the revision. The caller must read all keys again.
 	ErrCompacted = errors.New("revision compacted")
-	// ErrCluster reports a response of another cluster than the first response, or of the same
-	// cluster restored to an earlier revision. Revisions before and after are not comparable. The
-	// caller must read all keys again, with a Client that Renew returns.
+	// ErrCluster reports a response from a cluster other than that of the first response, or from
+	// the same cluster restored to an earlier revision. Revisions before and after are not
+	// comparable. The caller must read all keys again, with the Client that [Client.Renew] returns.
 	ErrCluster = errors.New("cluster replaced")
 )
 

@@ -115,7 +115,8 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, path string, r
 // so, it makes the next endpoint the one in use, unless another call has done that.
 func (c *Client) failed(n int64, err error) bool {
 	e, ok := errors.AsType[*Error](err)
-	final := ok && e.Status < 500 && e.Code != 0 && e.Code != canceled || errors.Is(err, ErrCompacted) || errors.Is(err, ErrCluster)
+	final := errors.Is(err, ErrCompacted) || errors.Is(err, ErrCluster) ||
+		ok && e.Status < 500 && e.Code != 0 && e.Code != canceled
 	if err == nil {
 		c.failing.Store(false)
 	}

@@ -43,7 +43,7 @@ func Load(environ []string, prefix string, all []Setting) (warnings []string, er
 		known[s.Name] = true
 		known[s.Name+"_FILE"] = s.Secret
 	}
-	dotenv, errs := readDotenv(prefix, known)
+	file, errs := readDotenv(prefix, known)
 	env := make(map[string]string)
 	for _, pair := range environ {
 		given, value, _ := strings.Cut(pair, "=")
@@ -56,7 +56,7 @@ func Load(environ []string, prefix string, all []Setting) (warnings []string, er
 		}
 	}
 	for _, s := range all {
-		text, err := s.value(env, dotenv)
+		text, err := s.value(env, file)
 		if suspicious(text) {
 			warnings = append(warnings, s.Name+": has quotation marks or white space at its ends, or refers to a variable")
 		}
@@ -88,11 +88,12 @@ func readDotenv(prefix string, known map[string]bool) (values map[string]string,
 	return values, errs
 }
 
-// value returns the value of s, or its default.
-func (s Setting) value(env, dotenv map[string]string) (string, error) {
+// value returns the value of s: from the environment if that has s or a path of its file, otherwise
+// from .env, otherwise the default.
+func (s Setting) value(env, file map[string]string) (string, error) {
 	values := env
 	if _, given := env[s.Name]; !given && env[s.Name+"_FILE"] == "" {
-		values = dotenv
+		values = file
 	}
 	text, given := values[s.Name]
 	path := strings.TrimSpace(values[s.Name+"_FILE"])
@@ -120,8 +121,7 @@ func (s Setting) value(env, dotenv map[string]string) (string, error) {
 
 // suspicious reports whether a value looks like one that a shell or a tool should have processed.
 func suspicious(value string) bool {
-	return value != strings.TrimSpace(value) || strings.ContainsAny(value[:min(1, len(value))], `"'`) ||
-		strings.Contains(value, "${")
+	return value != strings.Trim(value, " \t\r\n\"'") || strings.Contains(value, "${")
 }
 
 // OneOf returns a parser that stores one of the values.
