@@ -833,7 +833,7 @@ func TestRefreshStored(t *testing.T) {
 		u, current, v, err := s.auth.refresh(t.Context(), token, "other")
 		stored, _ := s.users.byID(t.Context(), "u1")
 		got := fmt.Sprintf("%s, %d, %s", outcome(current, v, err), stored.Version-former.Version-1, u.ID)
-		equal(t, fmt.Sprint("generation ", row.gen, " at ", row.now), got, row.want)
+		equal(t, fmt.Sprint("generation ", row.gen, " of ", row.b, " at ", row.now), got, row.want)
 		equal(t, got+", sessions", fmt.Sprint(stored.Sessions, stored.Since), fmt.Sprint(row.sessions, 0))
 		equal(t, got+", copies", fmt.Sprint(former.Sessions), fmt.Sprint([]session{a, b, c}))
 	}
