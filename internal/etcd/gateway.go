@@ -116,7 +116,7 @@ func (c *Client) call(ctx context.Context, timeout time.Duration, path string, r
 func (c *Client) failed(n int64, err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	final := errors.Is(err, ErrCompacted) || errors.Is(err, ErrCluster) ||
-		ok && e.Status < 500 && e.Code != 0 && e.Code != canceled
+		ok && e.Status < 500 && e.Status != http.StatusNotFound && e.Code != 0 && e.Code != canceled
 	if err == nil {
 		c.failing.Store(false)
 	}
