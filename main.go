@@ -324,7 +324,7 @@ func (cfg *config) parseStorePassword(text string) error {
 func (cfg *config) parseOrigins(text string) error {
 	for i, item := range settings.List(text) {
 		u, err := url.Parse(item)
-		if item != "*" && (err != nil || u.Host == "" || strings.Contains(u.Host, "*") ||
+		if item != "*" && (err != nil || u.Scheme == "" || u.Host == "" || strings.Contains(u.Host, "*") ||
 			item != (&url.URL{Scheme: u.Scheme, Host: u.Host}).String() || // String escapes a domain in Unicode.
 			slices.Contains([]string{"http:80", "https:443"}, u.Scheme+":"+u.Port())) {
 			return fmt.Errorf("origin %d: must look like https://app.example.com", i+1)
