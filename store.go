@@ -305,6 +305,9 @@ func (e *etcdStore) beat(ctx context.Context) error {
 		Compare: map[string]int64{e.prefix + "\x00": 0}, // a key that never exists
 		Put:     map[string][]byte{e.prefix + "b": []byte(value)},
 	})
+	if errors.Is(err, etcd.ErrCluster) { // The maps have the records of the old one.
+		e.seen.Store(0)
+	}
 	return err
 }
 

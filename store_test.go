@@ -323,6 +323,14 @@ func TestHeartbeat(t *testing.T) {
 	equal(t, "the heartbeat of another replica", other.seen.Load(), 0)
 	other.changed([]client.KV{{Key: []byte("p/b"), Value: []byte("1 2026-11-24T12:00:01Z")}})
 	equal(t, "its own heartbeat", other.seen.Load(), 1795521601e9)
+
+	etcd := etcdtest.New(t)
+	other.client.Store(client.New(client.Config{URLs: []string{etcd.URL}}))
+	equal(t, "a heartbeat", other.beat(t.Context()), nil)
+	other.seen.Store(time.Now().UnixNano())
+	etcd.Replace()
+	equal(t, "a heartbeat in a new cluster", errors.Is(other.beat(t.Context()), client.ErrCluster), true)
+	equal(t, "records of the old cluster", errors.Is(other.check(), errUnavailable), true)
 }
 
 // TestRepeat repeats a function that fails.
