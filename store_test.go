@@ -131,20 +131,23 @@ func TestReplicasDelete(t *testing.T) {
 	equal(t, "the last admin, after another one that is deleted", err, error(errLastAdmin))
 }
 
-// TestLostResponses closes the connection after a change is made.
+// loseResponse closes the connection after the next transaction that changes a key, and calls
+// meanwhile before that.
+func loseResponse(etcd *etcdtest.Server, key string, meanwhile func()) {
+	etcd.Fault(func(call string, executed bool) bool {
+		lost := executed && strings.HasPrefix(call, "txn") && strings.Contains(call, "jwt-auth-api/"+key)
+		if lost {
+			etcd.Fault(nil)
+			meanwhile()
+		}
+		return lost
+	})
+}
+
+// TestLostResponses loses the responses to changes of users.
 func TestLostResponses(t *testing.T) {
 	etcd := etcdtest.New(t)
 	a, b := startReplica(t, etcd), startReplica(t, etcd)
-	lose := func(key string, meanwhile func()) {
-		etcd.Fault(func(call string, executed bool) bool {
-			lost := executed && strings.HasPrefix(call, "txn") && strings.Contains(call, "jwt-auth-api/"+key)
-			if lost {
-				etcd.Fault(nil)
-				meanwhile()
-			}
-			return lost
-		})
-	}
 	nothing, rename := func() {}, func() { mustUpdate(t, b.server, "u3", func(u *user) { u.Name += "b" }) }
 	for _, row := range []struct {
 		id        string
@@ -152,13 +155,13 @@ func TestLostResponses(t *testing.T) {
 		want      string
 	}{{"u1", nothing, "a1"}, {"u3", rename, "baba2"}} {
 		u, calls := user{ID: row.id, Email: "u1@example.com"}, 0
-		lose("a/", row.meanwhile)
+		loseResponse(etcd, "a/", row.meanwhile)
 		equal(t, "a new user", a.users.add(t.Context(), u), nil)
-		lose("u/", row.meanwhile)
+		loseResponse(etcd, "u/", row.meanwhile)
 		mustUpdate(t, a.server, row.id, func(u *user) { u.Name += "a"; calls++ })
 		u, _ = a.users.lookup(row.id, "")
 		equal(t, "changes", fmt.Sprint(u.Name, calls), row.want)
-		lose("u/", nothing)
+		loseResponse(etcd, "u/", nothing)
 		mustUpdate(t, a.server, row.id, func(u *user) { u.Deleted = true })
 		_, err := a.users.lookup(row.id, "")
 		equal(t, "a deleted user", err, error(errUnknownUser))
@@ -166,12 +169,21 @@ func TestLostResponses(t *testing.T) {
 			client.Txn{Compare: map[string]int64{"jwt-auth-api/u/" + row.id: 0, "jwt-auth-api/a/u1@example.com": 0}})
 		equal(t, "an earlier try of the creation, executed late", errors.Is(err, client.ErrConflict), true)
 	}
+	loseResponse(etcd, "b ", nothing)
+	heartbeats(t, a)
+	heartbeats(t, b)
+}
+
+// TestLostRetries loses responses after which the record is another, or cannot be read.
+func TestLostRetries(t *testing.T) {
+	etcd := etcdtest.New(t)
+	a, b := startReplica(t, etcd), startReplica(t, etcd)
 	u2 := user{ID: "u2", Email: "u2@example.com", hash: a.passwords.hash("secret123")}
 	equal(t, "a user", a.users.add(t.Context(), u2), nil)
-	lose("u/", func() { mustUpdate(t, b.server, "u2", func(u *user) { u.Name = "b" }) })
+	loseResponse(etcd, "u/", func() { mustUpdate(t, b.server, "u2", func(u *user) { u.Name = "b" }) })
 	err := a.changePassword(t.Context(), loopback, identity{user: u2, claims: claims{issuedAt: 1}}, "secret123", "secret124")
 	equal(t, "a password", err, nil)
-	lose("u/", func() { etcd.Fault(func(call string, _ bool) bool { return strings.HasPrefix(call, "range") }) })
+	loseResponse(etcd, "u/", func() { etcd.Fault(func(call string, _ bool) bool { return strings.HasPrefix(call, "range") }) })
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	_, err = a.users.update(ctx, "u2", func(u *user) error { u.Name = "a"; return nil })
@@ -181,9 +193,6 @@ func TestLostResponses(t *testing.T) {
 	e.applyFrom(e.client.Load(), user{ID: "u2", Email: "u2@example.com", Version: math.MaxInt64})
 	_, err = a.users.update(t.Context(), "u2", func(u *user) error { u.Name = "a"; return nil })
 	equal(t, "a version that etcd lacks", errors.Is(err, errUnavailable), true)
-	lose("b ", nothing)
-	heartbeats(t, a)
-	heartbeats(t, b)
 }
 
 // heartbeats waits for three, of which the last began after the call.
